@@ -1,0 +1,187 @@
+// The last step of planning: walks the units of each graph in order and makes one launch of each.
+#include <map>
+
+#include "codegen/emitter.h"
+#include "codegen/group_lowering.h"
+#include "codegen/kernel_builder.h"
+#include "codegen/plan.h"
+#include "graph/reorder.h"
+#include "graph/uses.h"
+
+namespace kumi {
+namespace {
+
+class PlanMaker {
+ public:
+  explicit PlanMaker(Module module) {
+    plan_.module = std::move(module);
+    plan_.states = plan_.module.states;
+    for (size_t i = 0; i < plan_.states.size(); ++i) state_index_[plan_.states[i].name] = static_cast<int32_t>(i);
+  }
+
+  Plan make() {
+    for (const Graph& graph : plan_.module.graphs) add_graph(graph);
+    return std::move(plan_);
+  }
+
+ private:
+  BufferSlot slot(const Graph& graph, ValueId value) const {
+    const std::optional<Placement>& placement = graph.values[value].placement;
+    if (!placement)
+      throw Error("the value has no place in memory").node(graph.values[value].name).hint("run the memory pass first");
+    return slot(*placement);
+  }
+
+  BufferSlot slot(const Placement& placement) const {
+    if (placement.state.empty()) return {kNone, placement.offset};
+    auto found = state_index_.find(placement.state);
+    if (found == state_index_.end()) throw Error("there is no state named '" + placement.state + "'");
+    return {found->second, placement.offset};
+  }
+
+  void add_graph(const Graph& graph) {
+    if (!graph.arena_bytes)
+      throw Error("graph '" + graph.name + "' has not been laid out in memory").hint("run the memory pass first");
+    Uses uses(graph);
+    GraphPlan graph_plan;
+    graph_plan.name = graph.name;
+    graph_plan.arena_bytes = *graph.arena_bytes;
+    for (NodeId n : graph.inputs()) {
+      const Node& node = graph.nodes[n];
+      ValueId value = node.results[0];
+      graph_plan.inputs.push_back({string_attribute(node.attributes, "name"), graph.type(value), slot(graph, value),
+                                   index_range(graph, uses, value)});
+    }
+    for (const Output& output : graph.outputs)
+      graph_plan.outputs.push_back({output.name, graph.type(output.value), slot(graph, output.value), std::nullopt});
+    for (const Unit& unit : units_of(graph)) {
+      try {
+        add_unit(graph, uses, unit, &graph_plan);
+      } catch (Error& error) {
+        const Node& node = graph.nodes[unit.back()];
+        if (!error.location().known()) error.at(node.location);
+        throw error.while_doing("lowering " + node.op + " of graph '" + graph.name + "'" +
+                                (node.scope.empty() ? "" : " in " + node.scope));
+      }
+    }
+    plan_.graphs.push_back(std::move(graph_plan));
+  }
+
+  // The tightest range over all uses as an index, so that fed values can be checked before a run.
+  static std::optional<IndexRange> index_range(const Graph& graph, const Uses& uses, ValueId value) {
+    std::optional<IndexRange> range;
+    for (NodeId consumer : uses.consumers[value]) {
+      const Node& node = graph.nodes[consumer];
+      const OpDef& op = op_of(node);
+      std::vector<std::optional<IndexRange>> found;
+      if (op.is_view)
+        for (ValueId result : node.results) found.push_back(index_range(graph, uses, result));
+      else if (op.index_range)
+        for (size_t i = 0; i < node.operands.size(); ++i)
+          if (node.operands[i] == value) found.push_back(op.index_range(graph, node, i));
+      for (const std::optional<IndexRange>& next : found)
+        if (next && (!range || next->limit < range->limit || (next->limit == range->limit && !next->ignored)))
+          range = next;
+    }
+    return range;
+  }
+
+  void add_unit(const Graph& graph, const Uses& uses, const Unit& unit, GraphPlan* graph_plan) {
+    const Node& node = graph.nodes[unit.back()];
+    const OpDef& op = op_of(node);
+    if (node.op == "write") {
+      add_write(graph, node, graph_plan);
+      return;
+    }
+    if (op.is_state_access || op.is_view || is_dead(graph, uses, unit)) return;
+    if (node.op == "constant" && is_inlined_constant(graph, uses, node.results[0])) return;
+
+    Step step;
+    step.node = unit.back();
+    step.scope = node.scope;
+    for (NodeId n : unit) step.flops += cost_of(graph, graph.nodes[n]).flops;
+    if (op.matmul) {
+      step.name = node.op;
+      step.matmul = distinct(op.matmul(graph, node), &plan_.matmuls);
+      for (ValueId operand : node.operands)
+        if (operand != kNone) add_buffer(graph, operand, &step);
+      for (ValueId result : node.results) add_buffer(graph, result, &step);
+    } else if (op.kernel) {
+      LoweredGroup lowered = lower_group(graph, uses, unit);
+      step.name = lowered.program.name;
+      step.kernel = add_kernel(lowered.program);
+      for (ValueId value : lowered.buffers) add_buffer(graph, value, &step);
+    } else {
+      throw Error("the op '" + node.op + "' has no lowering");
+    }
+    graph_plan->steps.push_back(std::move(step));
+  }
+
+  void add_buffer(const Graph& graph, ValueId value, Step* step) {
+    step->buffers.push_back(slot(graph, value));
+    step->bytes += static_cast<double>(byte_count(graph.type(value)));
+  }
+
+  // Nothing of it is ever looked at.
+  static bool is_dead(const Graph& graph, const Uses& uses, const Unit& unit) {
+    for (NodeId n : unit)
+      for (ValueId result : graph.nodes[n].results)
+        if (uses.is_output[result] || !uses.consumers[result].empty()) return false;
+    return true;
+  }
+
+  // A value that could not be computed in the state's storage is copied there.
+  void add_write(const Graph& graph, const Node& node, GraphPlan* graph_plan) {
+    const std::string& state = string_attribute(node.attributes, "state");
+    BufferSlot target = slot(Placement{state, 0});
+    ValueId value = node.operands[0];
+    const Node& producer = graph.producer(value);
+    const std::optional<Placement>& placement = graph.values[value].placement;
+    if (placement && slot(*placement) == target) return;
+    const Type& type = graph.type(value);
+    int64_t count = element_count(type.shape).number();
+    KernelBuilder builder(placement ? "copy" : "fill");
+    Step step;
+    step.node = static_cast<NodeId>(&node - graph.nodes.data());
+    step.scope = node.scope;
+    Buffer source;
+    if (placement) {
+      source = builder.buffer("source", type.dtype, false);
+      step.buffers.push_back(slot(*placement));
+    }
+    Buffer to = builder.buffer("target", type.dtype, true);
+    step.buffers.push_back(target);
+    builder.parallel(count, count, [&](Expr i) {
+      builder.store(to, i, placement ? source[i] : Expr(float_attribute(producer.attributes, "value")));
+    }, LoopKind::kVector);
+    step.name = builder.program().name;
+    step.bytes = static_cast<double>(byte_count(type)) * static_cast<double>(step.buffers.size());
+    step.kernel = add_kernel(builder.program());
+    graph_plan->steps.push_back(std::move(step));
+  }
+
+  int32_t add_kernel(const KernelProgram& program) {
+    Kernel kernel = emit(program, host_dialect());
+    auto [found, is_new] = kernel_index_.emplace(kernel.source, static_cast<int32_t>(plan_.kernels.size()));
+    if (is_new) plan_.kernels.push_back(std::move(kernel));
+    return found->second;
+  }
+
+  template <typename T>
+  static int32_t distinct(const T& value, std::vector<T>* all) {
+    for (size_t i = 0; i < all->size(); ++i)
+      if ((*all)[i] == value) return static_cast<int32_t>(i);
+    all->push_back(value);
+    return static_cast<int32_t>(all->size() - 1);
+  }
+
+  Plan plan_;
+  std::map<std::string, int32_t> state_index_;
+  std::map<std::string, int32_t> kernel_index_;  // by source
+};
+
+}  // namespace
+
+Plan make_plan(Module module) { return PlanMaker(std::move(module)).make(); }
+
+}  // namespace kumi

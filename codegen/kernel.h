@@ -1,0 +1,49 @@
+// What codegen hands to a device: generated kernels as source text, and calls into libraries.
+// Plain data, part of the Plan; a device turns each into a Callable (runtime/device.h).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "graph/dtype.h"
+
+namespace kumi {
+
+// One parallel loop of a kernel. The generated function has the signature
+//   extern "C" void symbol(void* const* buffers, long begin, long end)
+// and handles the iterations [begin, end) of [0, extent). Iterations are independent: any split
+// over threads gives the same bits. All of a phase ends before the next phase begins.
+struct KernelPhase {
+  std::string symbol;
+  int64_t extent = 0;
+  int64_t work = 0;  // rough element operations of the whole phase, to decide on threading
+
+  bool operator==(const KernelPhase&) const = default;
+};
+
+// One generated kernel: a self-contained translation unit but for the dialect's prelude.
+struct Kernel {
+  std::string name;    // readable, after the ops it fuses: rms_norm__residual_add
+  std::string source;  // C++ in the host dialect, or CUDA C++
+  std::vector<KernelPhase> phases;
+
+  bool operator==(const Kernel&) const = default;
+};
+
+// A matrix product by the device's library:
+//   C[b] = A[b] B[b] (+ bias)   for b in [0, batch), A[b]: m x k, B[b]: k x n, C[b]: m x n.
+// Element (i, j) of A[b] is at a[b * a_batch_stride + i * a_row_stride + j * a_column_stride], in
+// elements; likewise B and C (C's column stride is 1). Buffers in order: A, B, [bias: n], C.
+struct MatmulCall {
+  DType dtype = DType::F32;  // of A, B, C and bias; accumulation is in f32
+  int64_t batch = 1, m = 0, n = 0, k = 0;
+  int64_t a_batch_stride = 0, a_row_stride = 0, a_column_stride = 0;
+  int64_t b_batch_stride = 0, b_row_stride = 0, b_column_stride = 0;
+  int64_t c_batch_stride = 0, c_row_stride = 0;
+  bool bias = false;
+
+  bool operator==(const MatmulCall&) const = default;
+};
+
+}  // namespace kumi

@@ -1,0 +1,147 @@
+// The kernel IR: what a generated kernel computes, as loops, expressions, loads and stores.
+//
+// Expressions are immutable trees; statements form blocks. Both are plain data printed by the
+// emitter (emitter.h) in one of its dialects, and built through KernelBuilder (kernel_builder.h).
+// Indices and loop variables are i64. Arithmetic on values is in f32 (f64 where asked for);
+// loads widen bf16 and f16 to f32, stores narrow them.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "graph/dtype.h"
+
+namespace kumi {
+
+struct ExprNode;
+
+class Expr {
+ public:
+  Expr() = default;
+  Expr(int value);      // NOLINT: an index constant, i64
+  Expr(int64_t value);  // NOLINT
+  Expr(double value);   // NOLINT: an f32 constant
+  explicit Expr(std::shared_ptr<const ExprNode> node) : node_(std::move(node)) {}
+
+  const ExprNode& node() const { return *node_; }
+  const ExprNode* get() const { return node_.get(); }
+  explicit operator bool() const { return node_ != nullptr; }
+  DType dtype() const;
+
+ private:
+  std::shared_ptr<const ExprNode> node_;
+};
+
+struct ExprNode {
+  enum Kind : uint8_t {
+    kInteger,   // integer
+    kFloat,     // number
+    kVariable,  // name: a loop variable or a local
+    kLoad,      // name: buffer or local array; arguments: {index}
+    kUnary,     // name: "-", "!"
+    kBinary,    // name: C's operator: + - * / % < <= > >= == != && ||
+    kCall,      // name: a function of the prelude: kumi_exp, kumi_max, ...
+    kSelect,    // arguments: {condition, if true, if false}
+    kCast,      // arguments: {value}, to dtype
+  };
+  Kind kind = kInteger;
+  DType dtype = DType::I64;
+  std::string name;
+  int64_t integer = 0;
+  double number = 0;
+  std::vector<Expr> arguments;
+};
+
+// Arithmetic. An index constant beside an f32 becomes an f32 constant; an i64 or i32 expression
+// beside a floating one is cast. Constants are folded; x*1, x+0, x*0 (indices) are simplified.
+// Division and modulo of indices are C's.
+Expr operator+(Expr a, Expr b);
+Expr operator-(Expr a, Expr b);
+Expr operator*(Expr a, Expr b);
+Expr operator/(Expr a, Expr b);
+Expr operator%(Expr a, Expr b);
+Expr operator-(Expr a);
+Expr operator<(Expr a, Expr b);
+Expr operator<=(Expr a, Expr b);
+Expr operator>(Expr a, Expr b);
+Expr operator>=(Expr a, Expr b);
+Expr operator==(Expr a, Expr b);
+Expr operator!=(Expr a, Expr b);
+Expr operator&&(Expr a, Expr b);
+Expr operator||(Expr a, Expr b);
+Expr select(Expr condition, Expr if_true, Expr if_false);
+Expr cast(DType dtype, Expr value);
+Expr f64(double value);  // an f64 constant
+
+// Functions of the prelude; f32 (kept f64 for f64 arguments where the prelude has it: exp, sin, cos, floor).
+Expr exp(Expr x);
+Expr log(Expr x);
+Expr tanh(Expr x);
+Expr sin(Expr x);
+Expr cos(Expr x);
+Expr sqrt(Expr x);
+Expr rsqrt(Expr x);  // 1 / sqrt(x)
+Expr pow(Expr x, Expr y);
+Expr sigmoid(Expr x);  // 1 / (1 + exp(-x)), without overflow
+Expr floor(Expr x);
+Expr abs(Expr x);
+Expr maximum(Expr a, Expr b);  // f32 or indices; of f32: NaN if either is
+Expr minimum(Expr a, Expr b);
+
+enum class LoopKind : uint8_t {
+  kSerial,  // in order
+  kVector,  // iterations independent; the compiler is asked to vectorise
+};
+
+enum class Reduction : uint8_t { kSum, kMax };
+
+struct Stmt {
+  enum Kind : uint8_t {
+    kFor,           // for name in [begin, end): body
+    kReduce,        // name = reduction over loop `variable` in [begin, end) of value; name is a new local
+    kDeclare,       // dtype name = value; const if `constant`
+    kAssign,        // name = value
+    kDeclareArray,  // dtype name[size]
+    kStore,         // name[index] = value; name: buffer or local array
+    kIf,            // if (value) body
+    kComment,       // name: the text
+  };
+  Kind kind = kFor;
+  std::string name;
+  std::string variable;
+  LoopKind loop = LoopKind::kSerial;
+  Reduction reduction = Reduction::kSum;
+  DType dtype = DType::F32;
+  int64_t size = 0;
+  bool constant = false;
+  Expr begin, end, index, value;
+  std::vector<Stmt> body;
+};
+
+// A buffer argument of the kernel: buffers[position], elements of dtype.
+struct BufferParameter {
+  std::string name;
+  DType dtype = DType::F32;
+  bool written = false;
+  std::string comment;  // "x: f32[2, 32, 64]"
+};
+
+// One parallel loop over [0, extent) whose variable is `variable`.
+struct Phase {
+  std::string variable;
+  int64_t extent = 0;
+  int64_t work = 0;  // rough element operations of the whole phase
+  LoopKind loop = LoopKind::kSerial;
+  std::vector<Stmt> body;
+};
+
+struct KernelProgram {
+  std::string name;
+  std::vector<std::string> comments;
+  std::vector<BufferParameter> buffers;
+  std::vector<Phase> phases;
+};
+
+}  // namespace kumi

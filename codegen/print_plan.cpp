@@ -1,0 +1,134 @@
+// The plan for people and as protobuf.
+#include <google/protobuf/text_format.h>
+
+#include "codegen/plan.h"
+#include "codegen/plan.pb.h"
+#include "graph/serialize.h"
+
+namespace kumi {
+namespace {
+
+std::string spelled(const Plan& plan, const BufferSlot& slot) {
+  std::string place = slot.state == kNone ? "arena" : plan.states[slot.state].name;
+  return slot.offset == 0 && slot.state != kNone ? place : place + "+" + std::to_string(slot.offset);
+}
+
+void to_proto(const Plan& plan, const BufferSlot& slot, proto::BufferSlot* out) {
+  if (slot.state != kNone) out->set_state(plan.states[slot.state].name);
+  out->set_offset(slot.offset);
+}
+
+void to_proto(const Plan& plan, const PlanPort& port, proto::PlanPort* out) {
+  out->set_name(port.name);
+  out->set_type(to_string(port.type));
+  to_proto(plan, port.slot, out->mutable_slot());
+  if (port.range) {
+    out->set_index_limit(port.range->limit);
+    if (port.range->ignored) out->set_ignored_index(*port.range->ignored);
+  }
+}
+
+proto::Plan to_proto(const Plan& plan) {
+  proto::Plan out;
+  if (!out.mutable_module()->ParseFromString(to_binary(plan.module)))
+    throw Error("the module does not survive its own serialization");
+  for (const Kernel& kernel : plan.kernels) {
+    proto::Kernel* to = out.add_kernels();
+    to->set_name(kernel.name);
+    to->set_source(kernel.source);
+    for (const KernelPhase& phase : kernel.phases) {
+      proto::KernelPhase* added = to->add_phases();
+      added->set_symbol(phase.symbol);
+      added->set_extent(phase.extent);
+      added->set_work(phase.work);
+    }
+  }
+  for (const MatmulCall& call : plan.matmuls) {
+    proto::MatmulCall* to = out.add_matmuls();
+    to->set_dtype(to_string(call.dtype));
+    to->set_batch(call.batch);
+    to->set_m(call.m);
+    to->set_n(call.n);
+    to->set_k(call.k);
+    to->set_a_batch_stride(call.a_batch_stride);
+    to->set_a_row_stride(call.a_row_stride);
+    to->set_a_column_stride(call.a_column_stride);
+    to->set_b_batch_stride(call.b_batch_stride);
+    to->set_b_row_stride(call.b_row_stride);
+    to->set_b_column_stride(call.b_column_stride);
+    to->set_c_batch_stride(call.c_batch_stride);
+    to->set_c_row_stride(call.c_row_stride);
+    to->set_bias(call.bias);
+  }
+  for (const GraphPlan& graph : plan.graphs) {
+    proto::GraphPlan* to = out.add_graphs();
+    to->set_name(graph.name);
+    to->set_arena_bytes(graph.arena_bytes);
+    for (const PlanPort& port : graph.inputs) to_proto(plan, port, to->add_inputs());
+    for (const PlanPort& port : graph.outputs) to_proto(plan, port, to->add_outputs());
+    for (const Step& step : graph.steps) {
+      proto::Step* added = to->add_steps();
+      added->set_name(step.name);
+      added->set_node(step.node);
+      added->set_scope(step.scope);
+      if (step.kernel != kNone) added->set_kernel(step.kernel);
+      if (step.matmul != kNone) added->set_matmul(step.matmul);
+      for (const BufferSlot& slot : step.buffers) to_proto(plan, slot, added->add_buffers());
+      added->set_flops(step.flops);
+      added->set_bytes(step.bytes);
+    }
+  }
+  return out;
+}
+
+std::string spelled(const MatmulCall& call) {
+  auto operand = [](const char* name, int64_t batch, int64_t row, int64_t column) {
+    return concat(name, " strides (", batch, ", ", row, ", ", column, ")");
+  };
+  return concat(to_string(call.dtype), " batch ", call.batch, ", ", call.m, " x ", call.n, " x ", call.k, ", ",
+                operand("A", call.a_batch_stride, call.a_row_stride, call.a_column_stride), ", ",
+                operand("B", call.b_batch_stride, call.b_row_stride, call.b_column_stride), call.bias ? ", bias" : "");
+}
+
+}  // namespace
+
+std::string print_plan(const Plan& plan) {
+  std::ostringstream out;
+  out << "# plan of " << plan.module.name << ": " << plan.kernels.size() << " distinct kernels, "
+      << plan.matmuls.size() << " distinct matrix products\n";
+  for (const GraphPlan& graph : plan.graphs) {
+    out << "\n# graph " << graph.name << ": " << graph.steps.size() << " launches, arena " << graph.arena_bytes
+        << " bytes\n";
+    for (const PlanPort& port : graph.inputs)
+      out << "#   input " << port.name << ": " << to_string(port.type) << " at " << spelled(plan, port.slot) << "\n";
+    for (size_t i = 0; i < graph.steps.size(); ++i) {
+      const Step& step = graph.steps[i];
+      out << "#   " << i << ": ";
+      if (step.kernel != kNone) out << "kernel " << step.kernel << " " << step.name;
+      if (step.matmul != kNone) out << "matmul " << step.matmul;
+      out << " (";
+      for (size_t b = 0; b < step.buffers.size(); ++b) out << (b == 0 ? "" : ", ") << spelled(plan, step.buffers[b]);
+      out << ")" << (step.scope.empty() ? "" : "  in " + step.scope) << "\n";
+    }
+    for (const PlanPort& port : graph.outputs)
+      out << "#   output " << port.name << ": " << to_string(port.type) << " at " << spelled(plan, port.slot) << "\n";
+  }
+  if (!plan.matmuls.empty()) out << "\n# matrix products\n";
+  for (size_t i = 0; i < plan.matmuls.size(); ++i) out << "#   " << i << ": " << spelled(plan.matmuls[i]) << "\n";
+  for (size_t i = 0; i < plan.kernels.size(); ++i) {
+    out << "\n# kernel " << i << "\n";
+    std::istringstream source(plan.kernels[i].source);
+    for (std::string line; std::getline(source, line);) out << "#   " << line << "\n";
+  }
+  return out.str();
+}
+
+std::string plan_to_binary(const Plan& plan) { return to_proto(plan).SerializeAsString(); }
+
+std::string plan_to_text_format(const Plan& plan) {
+  std::string text;
+  google::protobuf::TextFormat::PrintToString(to_proto(plan), &text);
+  return text;
+}
+
+}  // namespace kumi

@@ -1,0 +1,62 @@
+// One stream so far: the order of autodiff is kept, but what only moves data stands where it shortens
+// lifetimes: a `read` before its first use, a `write` right after its value is computed, so that a
+// gradient goes into its state while it is still in cache and its buffer is free again.
+#include "graph/passes/schedule.h"
+
+#include <algorithm>
+#include <map>
+
+#include "graph/reorder.h"
+
+namespace kumi {
+
+Module schedule(Module module, const PlanOptions&) {
+  for (Graph& graph : module.graphs) {
+    std::vector<bool> placed(graph.nodes.size(), false);
+    std::vector<std::vector<NodeId>> writes_of(graph.nodes.size());  // by producing node
+    for (size_t n = 0; n < graph.nodes.size(); ++n)
+      if (graph.nodes[n].op == "write")
+        writes_of[graph.values[graph.nodes[n].operands[0]].producer].push_back(static_cast<NodeId>(n));
+    std::vector<NodeId> order;
+    auto place = [&](NodeId n) {
+      if (placed[n]) return;
+      placed[n] = true;
+      order.push_back(n);
+    };
+    // A state keeps its old value until every use of it has run; later writes wait for the end.
+    std::map<std::string, std::vector<NodeId>> users_of_state;
+    for (const Node& node : graph.nodes)
+      for (ValueId operand : node.operands)
+        if (operand != kNone && graph.producer(operand).op == "read")
+          users_of_state[string_attribute(graph.producer(operand).attributes, "state")].push_back(
+              static_cast<NodeId>(&node - graph.nodes.data()));
+    auto place_writes = [&](NodeId producer) {
+      for (NodeId write : writes_of[producer]) {
+        const std::vector<NodeId>& users = users_of_state[string_attribute(graph.nodes[write].attributes, "state")];
+        if (std::all_of(users.begin(), users.end(), [&](NodeId n) { return n == write || placed[n]; })) place(write);
+      }
+    };
+    for (const Node& node : graph.nodes)
+      if (node.op == "input") place(static_cast<NodeId>(&node - graph.nodes.data()));
+    for (const Unit& unit : units_of(graph)) {
+      const std::string& op = graph.nodes[unit[0]].op;
+      if (op == "read" || op == "write") continue;  // placed with what they belong to
+      for (NodeId n : unit)
+        for (ValueId operand : graph.nodes[n].operands)
+          if (operand != kNone && graph.producer(operand).op == "read") place(graph.values[operand].producer);
+      for (NodeId n : unit) place(n);
+      for (NodeId n : unit) place_writes(n);
+    }
+    // States that are only copied to an output or to another state.
+    for (size_t n = 0; n < graph.nodes.size(); ++n)
+      if (!placed[n] && graph.nodes[n].op == "read") {
+        place(static_cast<NodeId>(n));
+        place_writes(static_cast<NodeId>(n));
+      }
+    for (size_t n = 0; n < graph.nodes.size(); ++n) place(static_cast<NodeId>(n));
+    reorder(&graph, order);
+  }
+  return module;
+}
+
+}  // namespace kumi

@@ -1,0 +1,74 @@
+// The order of passes: one table, from the model as written to the graph that codegen takes.
+//
+// Each pass is one function Module -> Module in its own file under passes/, states what it needs
+// and what it establishes, and is followed by the verifier. Dumps and timings are made here, once
+// for all passes.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "graph/graph.h"
+
+namespace kumi {
+
+struct OptimizerOptions {
+  double learning_rate = 1e-3;  // peak, after warm-up
+  int64_t warmup_steps = 0;     // linear from 0: step s of the warm-up uses learning_rate * s / warmup_steps
+  int64_t decay_steps = 0;      // steps until the cosine has reached its end (counted from step 1); 0: constant
+  double final_fraction = 0.1;  // of the peak, at the end of the cosine and after it
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double eps = 1e-8;
+  double weight_decay = 0.1;  // of weights with two or more axes
+  double clip = 1.0;          // global gradient norm; 0: no clipping
+  int64_t accumulation = 1;   // micro-batches a step
+};
+
+enum class Goal : uint8_t {
+  kForward,   // outputs only
+  kGradient,  // outputs and grad.<weight>
+  kTrain,     // a training step: gradient and update graphs
+};
+
+struct PlanOptions {
+  Goal goal = Goal::kForward;
+  std::map<std::string, int64_t> sizes;  // free sizes: batch, seq; those missing take the model's default
+  OptimizerOptions optimizer;
+  std::string loss = "loss";  // the output to differentiate
+  // Keep the model's other outputs (logits) in the gradient graph of a training step. They then
+  // stay in memory until its end, so training leaves them out.
+  bool keep_outputs = false;
+};
+
+struct Pass {
+  std::string name;
+  std::string doc;          // what it does
+  std::string needs;        // what must hold before
+  std::string establishes;  // what later passes may rely on
+  // Null: the pass has its place but does nothing yet, or (codegen) is not Module -> Module.
+  std::function<Module(Module, const PlanOptions&)> run;
+};
+
+// All passes in order: infer, autodiff, precision, recompute, optimizer, shard, quantize_comm,
+// fuse, schedule, memory, codegen.
+const std::vector<Pass>& pipeline();
+const Pass& find_pass(const std::string& name);  // throws Error with "did you mean"
+
+// Called after each pass that ran.
+using PassObserver = std::function<void(const Pass& pass, const Module& module, double seconds)>;
+
+// Runs the passes that have not run on this module yet (Module::passes), in order, up to and
+// including `last` ("" means all), verifying after each.
+// An Error thrown by a pass gets "while running the pass <name>".
+Module run_pipeline(Module module, const PlanOptions& options, const std::string& last = "",
+                    const PassObserver& observer = nullptr);
+
+// Checks SSA (operands defined before use, ids in range, unique names), node schemas and types
+// against the shape rules, states (exist, types equal, written at most once a graph), outputs.
+// Throws Error naming graph and node.
+void verify(const Module& module);
+
+}  // namespace kumi

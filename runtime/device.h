@@ -1,0 +1,56 @@
+// A device: memory, and the means to run what a plan lists. Each kind of device is a plugin
+// (libkumi_cpu.so, ...) opened at run time, so that commands which only plan start in milliseconds
+// and a machine without the plugin's libraries still runs `kumi`.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "codegen/kernel.h"
+
+namespace kumi {
+
+// Something a plan launches, ready to run. Holds no policy: buffers in, work done on return.
+class Callable {
+ public:
+  virtual ~Callable() = default;
+  virtual void run(void* const* buffers) = 0;
+};
+
+// How the kernels of a program came to be.
+struct CompileStatistics {
+  int64_t kernels = 0;      // asked for
+  int64_t distinct = 0;     // after equal sources are merged
+  int64_t cache_hits = 0;   // of the distinct ones, loaded from disk
+  double seconds = 0;       // wall time, compiling and loading
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  // One line for people: "cpu: 2 threads, x86-64 AVX2, oneDNN 2.6.3, Clang 19.1.7".
+  virtual std::string description() const = 0;
+
+  // Zeroed memory, aligned to 64 bytes. Throws Error with the size if there is not enough.
+  virtual void* allocate(size_t bytes) = 0;
+  virtual void free(void* memory) = 0;
+  virtual void copy_from_host(void* device_memory, const void* host_memory, size_t bytes) = 0;
+  virtual void copy_to_host(void* host_memory, const void* device_memory, size_t bytes) = 0;
+
+  // One Callable a kernel, in order. Equal sources are compiled once; compiled code is kept in the
+  // on-disk cache. A compiler error throws Error with the compiler's message and the source's place.
+  virtual std::vector<std::unique_ptr<Callable>> compile(const std::vector<Kernel>& kernels,
+                                                         CompileStatistics* statistics) = 0;
+  virtual std::unique_ptr<Callable> matmul(const MatmulCall& call) = 0;
+};
+
+// Opens a device by name ("cpu"). Throws Error saying which plugin is missing and why.
+// The plugin is libkumi_<name>.so beside the executable (or in KUMI_PLUGIN_PATH); it exports
+//   extern "C" kumi::Device* kumi_open_device();
+std::unique_ptr<Device> open_device(const std::string& name);
+
+}  // namespace kumi
