@@ -16,7 +16,8 @@ class PlanMaker {
   explicit PlanMaker(Module module) {
     plan_.module = std::move(module);
     plan_.states = plan_.module.states;
-    for (size_t i = 0; i < plan_.states.size(); ++i) state_index_[plan_.states[i].name] = static_cast<int32_t>(i);
+    for (size_t i = 0; i < plan_.states.size(); ++i)
+      state_index_[plan_.states[i].name] = static_cast<int32_t>(i);
   }
 
   Plan make() {
@@ -28,7 +29,9 @@ class PlanMaker {
   BufferSlot slot(const Graph& graph, ValueId value) const {
     const std::optional<Placement>& placement = graph.values[value].placement;
     if (!placement)
-      throw Error("the value has no place in memory").node(graph.values[value].name).hint("run the memory pass first");
+      throw Error("the value has no place in memory")
+          .node(graph.values[value].name)
+          .hint("run the memory pass first");
     return slot(*placement);
   }
 
@@ -41,7 +44,8 @@ class PlanMaker {
 
   void add_graph(const Graph& graph) {
     if (!graph.arena_bytes)
-      throw Error("graph '" + graph.name + "' has not been laid out in memory").hint("run the memory pass first");
+      throw Error("graph '" + graph.name + "' has not been laid out in memory")
+          .hint("run the memory pass first");
     Uses uses(graph);
     GraphPlan graph_plan;
     graph_plan.name = graph.name;
@@ -49,11 +53,12 @@ class PlanMaker {
     for (NodeId n : graph.inputs()) {
       const Node& node = graph.nodes[n];
       ValueId value = node.results[0];
-      graph_plan.inputs.push_back({string_attribute(node.attributes, "name"), graph.type(value), slot(graph, value),
-                                   index_range(graph, uses, value)});
+      graph_plan.inputs.push_back({string_attribute(node.attributes, "name"), graph.type(value),
+                                   slot(graph, value), index_range(graph, uses, value)});
     }
     for (const Output& output : graph.outputs)
-      graph_plan.outputs.push_back({output.name, graph.type(output.value), slot(graph, output.value), std::nullopt});
+      graph_plan.outputs.push_back(
+          {output.name, graph.type(output.value), slot(graph, output.value), std::nullopt});
     for (const Unit& unit : units_of(graph)) {
       try {
         add_unit(graph, uses, unit, &graph_plan);
@@ -151,9 +156,12 @@ class PlanMaker {
     }
     Buffer to = builder.buffer("target", type.dtype, true);
     step.buffers.push_back(target);
-    builder.parallel(count, count, [&](Expr i) {
-      builder.store(to, i, placement ? source[i] : Expr(float_attribute(producer.attributes, "value")));
-    }, LoopKind::kVector);
+    builder.parallel(
+        count, count,
+        [&](Expr i) {
+          builder.store(to, i, placement ? source[i] : Expr(float_attribute(producer.attributes, "value")));
+        },
+        LoopKind::kVector);
     step.name = builder.program().name;
     step.bytes = static_cast<double>(byte_count(type)) * static_cast<double>(step.buffers.size());
     step.kernel = add_kernel(builder.program());
@@ -182,6 +190,8 @@ class PlanMaker {
 
 }  // namespace
 
-Plan make_plan(Module module) { return PlanMaker(std::move(module)).make(); }
+Plan make_plan(Module module) {
+  return PlanMaker(std::move(module)).make();
+}
 
 }  // namespace kumi

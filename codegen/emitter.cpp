@@ -92,7 +92,8 @@ class Printer {
            std::to_string(i) + "];" + (buffer.comment.empty() ? "" : "  // " + buffer.comment));
     }
     if (phase.loop == LoopKind::kVector) line(dialect_.vector_loop_pragma);
-    line("for (long " + phase.variable + " = begin; " + phase.variable + " < end; ++" + phase.variable + ") {");
+    line("for (long " + phase.variable + " = begin; " + phase.variable + " < end; ++" + phase.variable +
+         ") {");
     ++depth_;
     for (const Stmt& statement : phase.body) print(statement);
     --depth_;
@@ -117,8 +118,8 @@ class Printer {
     switch (s.kind) {
       case Stmt::kFor:
         if (s.loop == LoopKind::kVector) line(dialect_.vector_loop_pragma);
-        line("for (long " + s.name + " = " + text(s.begin) + "; " + s.name + " < " + text(s.end) + "; ++" + s.name +
-             ") {");
+        line("for (long " + s.name + " = " + text(s.begin) + "; " + s.name + " < " + text(s.end) + "; ++" +
+             s.name + ") {");
         ++depth_;
         for (const Stmt& inner : s.body) print(inner);
         --depth_;
@@ -128,14 +129,16 @@ class Printer {
         print_reduction(s);
         break;
       case Stmt::kDeclare:
-        line(std::string(s.constant ? "const " : "") + c_type(s.dtype) + " " + s.name + " = " + text(s.value) + ";");
+        line(std::string(s.constant ? "const " : "") + c_type(s.dtype) + " " + s.name + " = " +
+             text(s.value) + ";");
         break;
       case Stmt::kAssign:
         line(s.name + " = " + text(s.value) + ";");
         break;
       case Stmt::kDeclareArray:
         element_types_[s.name] = s.dtype;
-        line("alignas(64) " + std::string(c_type(s.dtype)) + " " + s.name + "[" + std::to_string(s.size) + "];");
+        line("alignas(64) " + std::string(c_type(s.dtype)) + " " + s.name + "[" + std::to_string(s.size) +
+             "];");
         break;
       case Stmt::kStore: {
         std::string value = text(s.value);
@@ -167,8 +170,8 @@ class Printer {
     ++depth_;
     line(dialect_.reduction_block_begin);
     line(dialect_.reduction_pragma);
-    line("for (long " + s.variable + " = " + text(s.begin) + "; " + s.variable + " < " + text(s.end) + "; ++" +
-         s.variable + ") {");
+    line("for (long " + s.variable + " = " + text(s.begin) + "; " + s.variable + " < " + text(s.end) +
+         "; ++" + s.variable + ") {");
     ++depth_;
     for (const Stmt& inner : s.body) print(inner);
     if (sum)
@@ -209,7 +212,8 @@ class Printer {
       case ExprNode::kLoad: {
         std::string load = node.name + "[" + text(node.arguments[0]) + "]";
         auto found = element_types_.find(node.name);
-        if (found != element_types_.end() && found->second == DType::BF16) return "kumi_from_bf16(" + load + ")";
+        if (found != element_types_.end() && found->second == DType::BF16)
+          return "kumi_from_bf16(" + load + ")";
         if (found != element_types_.end() && found->second == DType::F16) return "(float)" + load;
         return load;
       }
@@ -226,7 +230,8 @@ class Printer {
       }
       case ExprNode::kCall: {
         std::string arguments;
-        for (const Expr& argument : node.arguments) arguments += (arguments.empty() ? "" : ", ") + text(argument);
+        for (const Expr& argument : node.arguments)
+          arguments += (arguments.empty() ? "" : ", ") + text(argument);
         return node.name + "(" + arguments + ")";
       }
       case ExprNode::kSelect: {
@@ -250,6 +255,8 @@ class Printer {
 
 }  // namespace
 
-Kernel emit(const KernelProgram& program, const Dialect& dialect) { return Printer(program, dialect).print(); }
+Kernel emit(const KernelProgram& program, const Dialect& dialect) {
+  return Printer(program, dialect).print();
+}
 
 }  // namespace kumi

@@ -73,13 +73,15 @@ class GroupLowering {
     for (NodeId n : nodes_) {
       Fusion fusion = fusion_of(graph_, graph_.nodes[n]);
       if (fusion == Fusion::kIndexing) merge_ = false;
-      if (fusion == Fusion::kRow || fusion == Fusion::kColumn || fusion == Fusion::kOpaque) strongest = fusion;
+      if (fusion == Fusion::kRow || fusion == Fusion::kColumn || fusion == Fusion::kOpaque)
+        strongest = fusion;
     }
     std::string operations;
     for (NodeId n : nodes_) {
       const Node& node = graph_.nodes[n];
       operations = node.op + ":";
-      for (ValueId operand : node.operands) operations += operand == kNone ? " -" : " " + plain(graph_.type(operand));
+      for (ValueId operand : node.operands)
+        operations += operand == kNone ? " -" : " " + plain(graph_.type(operand));
       operations += " ->";
       for (ValueId result : node.results) operations += " " + plain(graph_.type(result));
       for (const auto& [name, value] : node.attributes)
@@ -137,7 +139,8 @@ class GroupLowering {
     auto inside = inside_.find(value);
     if (inside == inside_.end() || stored_.count(value) != 0) {
       Buffer source = inside == inside_.end() ? buffer(value, false) : stored_.at(value).buffer;
-      Expr address = inside != inside_.end() && stored_.at(value).is_local ? index.back() : address_of(value, index);
+      Expr address =
+          inside != inside_.end() && stored_.at(value).is_local ? index.back() : address_of(value, index);
       return remember(value, key, builder_.let(source.name + "_at", source[address]), index);
     }
     NodeLowering& lowering = *lowerings_.at(inside->second);
@@ -149,11 +152,13 @@ class GroupLowering {
     if (lowering.indexing_function)
       return remember(value, key, builder_.let(node.op, lowering.indexing_function(index)), index);
     std::vector<Expr> operands;
-    for (ValueId operand : node.operands) operands.push_back(element(operand, operand_index(value, operand, index)));
+    for (ValueId operand : node.operands)
+      operands.push_back(element(operand, operand_index(value, operand, index)));
     std::vector<Expr> results = lowering.pointwise_function(operands);
     Expr wanted;
     for (size_t i = 0; i < results.size(); ++i) {
-      if (node.results[i] != value && uses_.consumers[node.results[i]].empty() && !uses_.is_output[node.results[i]])
+      if (node.results[i] != value && uses_.consumers[node.results[i]].empty() &&
+          !uses_.is_output[node.results[i]])
         continue;
       Expr result = remember(node.results[i], key, builder_.let(node.op, results[i]), index);
       if (node.results[i] == value) wanted = result;
@@ -254,7 +259,8 @@ class GroupLowering {
 
   Index operand_index_in_space(ValueId operand, const Index& index) const {
     if (merge_) return index;
-    return broadcast_index(numbers(graph_.type(operand).shape), static_cast<int>(space_->shape().size()), index);
+    return broadcast_index(numbers(graph_.type(operand).shape), static_cast<int>(space_->shape().size()),
+                           index);
   }
 
   static Index broadcast_index(const std::vector<int64_t>& shape, int from_rank, const Index& index) {
@@ -298,7 +304,8 @@ class GroupLowering {
   }
 
   void store_all(const std::vector<ValueId>& values, const Index& index) {
-    for (ValueId value : values) builder_.store(buffer(value, true), address_of(value, index), element(value, index));
+    for (ValueId value : values)
+      builder_.store(buffer(value, true), address_of(value, index), element(value, index));
   }
 
   double element_count() const {
@@ -317,8 +324,9 @@ class GroupLowering {
     make_space(numbers(graph_.type(stored.at(0)).shape), {});
     const std::vector<int64_t>& merged = space_->merged();
     if (merged.size() == 1) {
-      builder_.parallel(merged[0], work(), [&](Expr i) { store_all(stored, space_->shape().empty() ? Index{} : Index{i}); },
-                        LoopKind::kVector);
+      builder_.parallel(
+          merged[0], work(), [&](Expr i) { store_all(stored, space_->shape().empty() ? Index{} : Index{i}); },
+          LoopKind::kVector);
       return;
     }
     int last = space_->merged_rank() - 1;
@@ -370,8 +378,8 @@ class GroupLowering {
           if (row_values_.count(result) != 0) continue;
           bool read_again = false;
           for (NodeId consumer : uses_.consumers[result])
-            read_again |= lowerings_.count(consumer) != 0 &&
-                          fusion_of(graph_, graph_.nodes[consumer]) == Fusion::kRow;
+            read_again |=
+                lowerings_.count(consumer) != 0 && fusion_of(graph_, graph_.nodes[consumer]) == Fusion::kRow;
           if (read_again && (is_stored(result) || columns() <= kLongestLocalRow))
             store_row(result);
           else if (is_stored(result))
@@ -429,7 +437,8 @@ class GroupLowering {
     builder_.parallel((kept + kColumnBlock - 1) / kColumnBlock, work(), [&](Expr block) {
       Buffer sums = builder_.array("sums", DType::F32, kColumnBlock);
       Expr base = builder_.let("base", block * Expr(kColumnBlock));
-      Expr width = whole_blocks ? Expr(kColumnBlock) : builder_.let("width", minimum(Expr(kColumnBlock), Expr(kept) - base));
+      Expr width = whole_blocks ? Expr(kColumnBlock)
+                                : builder_.let("width", minimum(Expr(kColumnBlock), Expr(kept) - base));
       builder_.loop(0, width, LoopKind::kVector, [&](Expr j) { builder_.store(sums, j, Expr(0.0)); });
       builder_.loop(0, rows, LoopKind::kSerial, [&](Expr row) {
         Index leading = leading_index(row, merged_border);
@@ -439,14 +448,17 @@ class GroupLowering {
           if (merged_border == space_->merged_rank()) {
             // Everything is summed: no kept axis.
           } else {
-            for (Expr& e : space_->unflatten(base + j, merged_border, space_->merged_rank())) index.push_back(e);
+            for (Expr& e : space_->unflatten(base + j, merged_border, space_->merged_rank()))
+              index.push_back(e);
           }
           Expr value = element(root.operands[0], index);
-          builder_.store(sums, j, sums[j] + (lowering.column_element ? lowering.column_element(value) : value));
+          builder_.store(sums, j,
+                         sums[j] + (lowering.column_element ? lowering.column_element(value) : value));
           memo_.pop_back();
         });
       });
-      builder_.loop(0, width, LoopKind::kVector, [&](Expr j) { builder_.store(out, base + j, finish(sums[j])); });
+      builder_.loop(0, width, LoopKind::kVector,
+                    [&](Expr j) { builder_.store(out, base + j, finish(sums[j])); });
     });
   }
 
@@ -472,28 +484,44 @@ class GroupLowering {
   // Elements already computed, by value and index; one level an open loop.
   std::vector<std::map<std::pair<ValueId, std::vector<const ExprNode*>>, Expr>> memo_;
   std::vector<Index> kept_alive_;
-  Index row_index_;                        // of the current row, in merged axes
-  std::map<ValueId, Expr> row_values_;     // one value a row, already computed
-  std::map<ValueId, StoredRow> stored_;    // rows already computed into memory
+  Index row_index_;                      // of the current row, in merged axes
+  std::map<ValueId, Expr> row_values_;   // one value a row, already computed
+  std::map<ValueId, StoredRow> stored_;  // rows already computed into memory
 };
 
 Expr NodeLowering::read(size_t operand, const Index& index) {
   return group_.element(node().operands[operand], index);
 }
-int64_t NodeLowering::columns() const { return group_.columns(); }
-ColumnFunction NodeLowering::row(size_t operand) { return group_.row_function(node().operands[operand]); }
-Expr NodeLowering::row_value(size_t operand) { return group_.row_value(node().operands[operand]); }
+int64_t NodeLowering::columns() const {
+  return group_.columns();
+}
+ColumnFunction NodeLowering::row(size_t operand) {
+  return group_.row_function(node().operands[operand]);
+}
+Expr NodeLowering::row_value(size_t operand) {
+  return group_.row_value(node().operands[operand]);
+}
 Expr NodeLowering::reduce_row(Reduction reduction, const ColumnFunction& element) {
   return group_.reduce_row(reduction, element);
 }
-Expr NodeLowering::let(const std::string& wish, Expr value) { return group_.builder().let(wish, std::move(value)); }
-void NodeLowering::row_result(size_t result, ColumnFunction element) { row_functions[result] = std::move(element); }
+Expr NodeLowering::let(const std::string& wish, Expr value) {
+  return group_.builder().let(wish, std::move(value));
+}
+void NodeLowering::row_result(size_t result, ColumnFunction element) {
+  row_functions[result] = std::move(element);
+}
 void NodeLowering::row_value_result(size_t result, Expr value) {
   group_.set_row_value(node().results[result], std::move(value));
 }
-KernelBuilder& NodeLowering::builder() { return group_.builder(); }
-Buffer NodeLowering::operand_buffer(size_t operand) { return group_.buffer(node().operands[operand], false); }
-Buffer NodeLowering::result_buffer(size_t result) { return group_.buffer(node().results[result], true); }
+KernelBuilder& NodeLowering::builder() {
+  return group_.builder();
+}
+Buffer NodeLowering::operand_buffer(size_t operand) {
+  return group_.buffer(node().operands[operand], false);
+}
+Buffer NodeLowering::result_buffer(size_t result) {
+  return group_.buffer(node().results[result], true);
+}
 
 }  // namespace
 

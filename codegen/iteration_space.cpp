@@ -30,7 +30,8 @@ Expr linear_index(const Index& index, const std::vector<int64_t>& shape) {
   return sum;
 }
 
-IterationSpace::IterationSpace(std::vector<int64_t> shape, const std::vector<std::vector<int64_t>>& operand_shapes,
+IterationSpace::IterationSpace(std::vector<int64_t> shape,
+                               const std::vector<std::vector<int64_t>>& operand_shapes,
                                const std::vector<int>& barriers, bool merge)
     : shape_(std::move(shape)) {
   size_t rank = shape_.size();

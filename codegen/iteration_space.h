@@ -21,8 +21,8 @@ class IterationSpace {
   IterationSpace(std::vector<int64_t> shape, const std::vector<std::vector<int64_t>>& operand_shapes,
                  const std::vector<int>& barriers, bool merge);
 
-  const std::vector<int64_t>& shape() const { return shape_; }     // the original axes
-  const std::vector<int64_t>& merged() const { return merged_; }   // the loops; at least one
+  const std::vector<int64_t>& shape() const { return shape_; }    // the original axes
+  const std::vector<int64_t>& merged() const { return merged_; }  // the loops; at least one
   int merged_rank() const { return static_cast<int>(merged_.size()); }
   // The merged axis that begins at original axis `axis` (a barrier or 0).
   int merged_axis(int axis) const;

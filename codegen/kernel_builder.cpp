@@ -30,9 +30,13 @@ Expr Buffer::operator[](Expr index) const {
   return Expr(std::make_shared<const ExprNode>(std::move(node)));
 }
 
-Expr Local::value() const { return variable(name, dtype); }
+Expr Local::value() const {
+  return variable(name, dtype);
+}
 
-KernelBuilder::KernelBuilder(std::string name) { program_.name = std::move(name); }
+KernelBuilder::KernelBuilder(std::string name) {
+  program_.name = std::move(name);
+}
 
 std::string KernelBuilder::unique(const std::string& wish) {
   // Only letters, digits and underscores survive; what is left of a dotted value name stays readable.

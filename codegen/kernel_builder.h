@@ -4,7 +4,8 @@
 //   Buffer x = k.buffer("x", DType::F32, false), y = k.buffer("y", DType::F32, true);
 //   k.parallel(rows, rows * columns, [&](Expr r) {
 //     Expr total = k.reduce(Reduction::kSum, 0, columns, [&](Expr c) { return x[r * columns + c]; });
-//     k.loop(0, columns, LoopKind::kVector, [&](Expr c) { k.store(y, r * columns + c, x[r * columns + c] / total); });
+//     k.loop(0, columns, LoopKind::kVector, [&](Expr c) { k.store(y, r * columns + c, x[r * columns + c] /
+//     total); });
 //   });
 #pragma once
 

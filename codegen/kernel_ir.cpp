@@ -7,13 +7,17 @@
 namespace kumi {
 namespace {
 
-Expr make(ExprNode node) { return Expr(std::make_shared<const ExprNode>(std::move(node))); }
+Expr make(ExprNode node) {
+  return Expr(std::make_shared<const ExprNode>(std::move(node)));
+}
 
 bool is_integer(const Expr& e, int64_t value) {
   return e.node().kind == ExprNode::kInteger && e.node().integer == value;
 }
 
-bool is_index(const Expr& e) { return e.dtype() == DType::I64; }
+bool is_index(const Expr& e) {
+  return e.dtype() == DType::I64;
+}
 
 // Brings both sides to one element type: floating wins over integers, f64 over f32, i64 over i32.
 void unify(Expr& a, Expr& b) {
@@ -94,7 +98,9 @@ Expr::Expr(double value) {
   node_ = std::make_shared<const ExprNode>(std::move(node));
 }
 
-DType Expr::dtype() const { return node_->dtype; }
+DType Expr::dtype() const {
+  return node_->dtype;
+}
 
 Expr f64(double value) {
   ExprNode node;
@@ -149,14 +155,30 @@ Expr operator-(Expr a) {
   return make(std::move(node));
 }
 
-Expr operator<(Expr a, Expr b) { return binary("<", std::move(a), std::move(b), true); }
-Expr operator<=(Expr a, Expr b) { return binary("<=", std::move(a), std::move(b), true); }
-Expr operator>(Expr a, Expr b) { return binary(">", std::move(a), std::move(b), true); }
-Expr operator>=(Expr a, Expr b) { return binary(">=", std::move(a), std::move(b), true); }
-Expr operator==(Expr a, Expr b) { return binary("==", std::move(a), std::move(b), true); }
-Expr operator!=(Expr a, Expr b) { return binary("!=", std::move(a), std::move(b), true); }
-Expr operator&&(Expr a, Expr b) { return binary("&&", std::move(a), std::move(b), true); }
-Expr operator||(Expr a, Expr b) { return binary("||", std::move(a), std::move(b), true); }
+Expr operator<(Expr a, Expr b) {
+  return binary("<", std::move(a), std::move(b), true);
+}
+Expr operator<=(Expr a, Expr b) {
+  return binary("<=", std::move(a), std::move(b), true);
+}
+Expr operator>(Expr a, Expr b) {
+  return binary(">", std::move(a), std::move(b), true);
+}
+Expr operator>=(Expr a, Expr b) {
+  return binary(">=", std::move(a), std::move(b), true);
+}
+Expr operator==(Expr a, Expr b) {
+  return binary("==", std::move(a), std::move(b), true);
+}
+Expr operator!=(Expr a, Expr b) {
+  return binary("!=", std::move(a), std::move(b), true);
+}
+Expr operator&&(Expr a, Expr b) {
+  return binary("&&", std::move(a), std::move(b), true);
+}
+Expr operator||(Expr a, Expr b) {
+  return binary("||", std::move(a), std::move(b), true);
+}
 
 Expr select(Expr condition, Expr if_true, Expr if_false) {
   unify(if_true, if_false);
@@ -169,7 +191,8 @@ Expr select(Expr condition, Expr if_true, Expr if_false) {
 
 Expr cast(DType dtype, Expr value) {
   // A value of a 16-bit type is an f32 in registers; what a cast means is the rounding.
-  if (dtype == DType::BF16) return call("kumi_round_to_bf16", DType::F32, {cast(DType::F32, std::move(value))});
+  if (dtype == DType::BF16)
+    return call("kumi_round_to_bf16", DType::F32, {cast(DType::F32, std::move(value))});
   if (dtype == DType::F16) return call("kumi_round_to_f16", DType::F32, {cast(DType::F32, std::move(value))});
   if (value.dtype() == dtype) return value;
   const ExprNode& from = value.node();
@@ -192,15 +215,33 @@ Expr cast(DType dtype, Expr value) {
   return make(std::move(node));
 }
 
-Expr exp(Expr x) { return real_call("kumi_exp", std::move(x)); }
-Expr log(Expr x) { return real_call("kumi_log", std::move(x)); }
-Expr tanh(Expr x) { return real_call("kumi_tanh", std::move(x)); }
-Expr sin(Expr x) { return real_call("kumi_sin", std::move(x)); }
-Expr cos(Expr x) { return real_call("kumi_cos", std::move(x)); }
-Expr sqrt(Expr x) { return real_call("kumi_sqrt", std::move(x)); }
-Expr rsqrt(Expr x) { return real_call("kumi_rsqrt", std::move(x)); }
-Expr sigmoid(Expr x) { return real_call("kumi_sigmoid", std::move(x)); }
-Expr floor(Expr x) { return real_call("kumi_floor", std::move(x)); }
+Expr exp(Expr x) {
+  return real_call("kumi_exp", std::move(x));
+}
+Expr log(Expr x) {
+  return real_call("kumi_log", std::move(x));
+}
+Expr tanh(Expr x) {
+  return real_call("kumi_tanh", std::move(x));
+}
+Expr sin(Expr x) {
+  return real_call("kumi_sin", std::move(x));
+}
+Expr cos(Expr x) {
+  return real_call("kumi_cos", std::move(x));
+}
+Expr sqrt(Expr x) {
+  return real_call("kumi_sqrt", std::move(x));
+}
+Expr rsqrt(Expr x) {
+  return real_call("kumi_rsqrt", std::move(x));
+}
+Expr sigmoid(Expr x) {
+  return real_call("kumi_sigmoid", std::move(x));
+}
+Expr floor(Expr x) {
+  return real_call("kumi_floor", std::move(x));
+}
 
 Expr pow(Expr x, Expr y) {
   unify(x, y);

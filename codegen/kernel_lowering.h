@@ -12,9 +12,9 @@
 
 namespace kumi {
 
-using Index = std::vector<Expr>;                      // one i64 expression an axis
+using Index = std::vector<Expr>;  // one i64 expression an axis
 using ElementFunction = std::function<Expr(const Index&)>;
-using ColumnFunction = std::function<Expr(Expr)>;     // by the index on the last axis
+using ColumnFunction = std::function<Expr(Expr)>;  // by the index on the last axis
 
 class KernelLowering {
  public:
@@ -44,9 +44,9 @@ class KernelLowering {
   virtual int64_t columns() const = 0;
   virtual ColumnFunction row(size_t operand) = 0;     // operand shaped like the row space
   virtual ColumnFunction shared(size_t operand) = 0;  // operand [columns], the same for every row
-  virtual Expr row_value(size_t operand) = 0;         // operand [leading axes] or [leading axes, 1]; or a scalar
+  virtual Expr row_value(size_t operand) = 0;  // operand [leading axes] or [leading axes, 1]; or a scalar
   virtual Expr reduce_row(Reduction reduction, const ColumnFunction& element) = 0;
-  virtual Expr let(const std::string& wish, Expr value) = 0;       // computed once a row
+  virtual Expr let(const std::string& wish, Expr value) = 0;           // computed once a row
   virtual void row_result(size_t result, ColumnFunction element) = 0;  // shaped like the row space
   virtual void row_value_result(size_t result, Expr value) = 0;        // [leading axes] or [..., 1]
 

@@ -25,7 +25,7 @@ struct BufferSlot {
 
 // One launch: a generated kernel or a matrix product by the device's library.
 struct Step {
-  std::string name;  // of the kernel or op, for people
+  std::string name;     // of the kernel or op, for people
   NodeId node = kNone;  // the (last) node that it computes, in the module's graph
   std::string scope;
   int32_t kernel = kNone;  // index into Plan::kernels

@@ -85,9 +85,10 @@ std::string spelled(const MatmulCall& call) {
   auto operand = [](const char* name, int64_t batch, int64_t row, int64_t column) {
     return concat(name, " strides (", batch, ", ", row, ", ", column, ")");
   };
-  return concat(to_string(call.dtype), " batch ", call.batch, ", ", call.m, " x ", call.n, " x ", call.k, ", ",
-                operand("A", call.a_batch_stride, call.a_row_stride, call.a_column_stride), ", ",
-                operand("B", call.b_batch_stride, call.b_row_stride, call.b_column_stride), call.bias ? ", bias" : "");
+  return concat(to_string(call.dtype), " batch ", call.batch, ", ", call.m, " x ", call.n, " x ", call.k,
+                ", ", operand("A", call.a_batch_stride, call.a_row_stride, call.a_column_stride), ", ",
+                operand("B", call.b_batch_stride, call.b_row_stride, call.b_column_stride),
+                call.bias ? ", bias" : "");
 }
 
 }  // namespace
@@ -97,24 +98,28 @@ std::string print_plan(const Plan& plan) {
   out << "# plan of " << plan.module.name << ": " << plan.kernels.size() << " distinct kernels, "
       << plan.matmuls.size() << " distinct matrix products\n";
   for (const GraphPlan& graph : plan.graphs) {
-    out << "\n# graph " << graph.name << ": " << graph.steps.size() << " launches, arena " << graph.arena_bytes
-        << " bytes\n";
+    out << "\n# graph " << graph.name << ": " << graph.steps.size() << " launches, arena "
+        << graph.arena_bytes << " bytes\n";
     for (const PlanPort& port : graph.inputs)
-      out << "#   input " << port.name << ": " << to_string(port.type) << " at " << spelled(plan, port.slot) << "\n";
+      out << "#   input " << port.name << ": " << to_string(port.type) << " at " << spelled(plan, port.slot)
+          << "\n";
     for (size_t i = 0; i < graph.steps.size(); ++i) {
       const Step& step = graph.steps[i];
       out << "#   " << i << ": ";
       if (step.kernel != kNone) out << "kernel " << step.kernel << " " << step.name;
       if (step.matmul != kNone) out << "matmul " << step.matmul;
       out << " (";
-      for (size_t b = 0; b < step.buffers.size(); ++b) out << (b == 0 ? "" : ", ") << spelled(plan, step.buffers[b]);
+      for (size_t b = 0; b < step.buffers.size(); ++b)
+        out << (b == 0 ? "" : ", ") << spelled(plan, step.buffers[b]);
       out << ")" << (step.scope.empty() ? "" : "  in " + step.scope) << "\n";
     }
     for (const PlanPort& port : graph.outputs)
-      out << "#   output " << port.name << ": " << to_string(port.type) << " at " << spelled(plan, port.slot) << "\n";
+      out << "#   output " << port.name << ": " << to_string(port.type) << " at " << spelled(plan, port.slot)
+          << "\n";
   }
   if (!plan.matmuls.empty()) out << "\n# matrix products\n";
-  for (size_t i = 0; i < plan.matmuls.size(); ++i) out << "#   " << i << ": " << spelled(plan.matmuls[i]) << "\n";
+  for (size_t i = 0; i < plan.matmuls.size(); ++i)
+    out << "#   " << i << ": " << spelled(plan.matmuls[i]) << "\n";
   for (size_t i = 0; i < plan.kernels.size(); ++i) {
     out << "\n# kernel " << i << "\n";
     std::istringstream source(plan.kernels[i].source);
@@ -123,7 +128,9 @@ std::string print_plan(const Plan& plan) {
   return out.str();
 }
 
-std::string plan_to_binary(const Plan& plan) { return to_proto(plan).SerializeAsString(); }
+std::string plan_to_binary(const Plan& plan) {
+  return to_proto(plan).SerializeAsString();
+}
 
 std::string plan_to_text_format(const Plan& plan) {
   std::string text;

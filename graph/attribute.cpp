@@ -90,10 +90,12 @@ namespace {
 template <typename T>
 const T& get(const Attributes& attributes, const std::string& name, AttributeKind kind) {
   const Attribute* attribute = find_attribute(attributes, name);
-  if (attribute == nullptr) throw Error(concat("the attribute '", name, "' is missing")).expected(to_string(kind));
+  if (attribute == nullptr)
+    throw Error(concat("the attribute '", name, "' is missing")).expected(to_string(kind));
   const T* value = std::get_if<T>(attribute);
   if (value == nullptr)
-    throw Error(concat("the attribute '", name, "' is ", to_string(kind_of(*attribute)))).expected(to_string(kind));
+    throw Error(concat("the attribute '", name, "' is ", to_string(kind_of(*attribute))))
+        .expected(to_string(kind));
   return *value;
 }
 

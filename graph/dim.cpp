@@ -75,7 +75,9 @@ Dim operator+(const Dim& a, const Dim& b) {
   return Dim::from_terms(std::move(terms));
 }
 
-Dim operator-(const Dim& a, const Dim& b) { return a + Dim(-1) * b; }
+Dim operator-(const Dim& a, const Dim& b) {
+  return a + Dim(-1) * b;
+}
 
 Dim operator*(const Dim& a, const Dim& b) {
   if (a.is_number() && b.is_number()) return Dim(checked_multiply(a.constant_, b.constant_));
@@ -175,9 +177,13 @@ std::string Dim::polynomial() const {
   return text;
 }
 
-std::string Dim::to_string() const { return name_.empty() ? polynomial() : name_ + "=" + polynomial(); }
+std::string Dim::to_string() const {
+  return name_.empty() ? polynomial() : name_ + "=" + polynomial();
+}
 
-std::string Dim::display() const { return name_.empty() ? polynomial() : name_ + " (" + polynomial() + ")"; }
+std::string Dim::display() const {
+  return name_.empty() ? polynomial() : name_ + " (" + polynomial() + ")";
+}
 
 std::string compose_name(const Dim& a, char op, const Dim& b) {
   if (a.name().empty() && b.name().empty()) return "";

@@ -13,7 +13,9 @@ std::string to_string(const SourceLocation& location) {
   return text;
 }
 
-Error::Error(std::string what_happened) : what_happened_(std::move(what_happened)) { format(); }
+Error::Error(std::string what_happened) : what_happened_(std::move(what_happened)) {
+  format();
+}
 
 Error& Error::at(SourceLocation location) {
   location_ = std::move(location);

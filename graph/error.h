@@ -39,14 +39,14 @@ class Error : public std::exception {
 
   // Each returns *this, so that an error can be built in one expression:
   //   throw Error("unknown op 'matmull'").at(location).hint("did you mean 'matmul'?");
-  Error& at(SourceLocation location);          // a file, or a place in one
-  Error& source_line(std::string line);        // the text of that line, printed with a caret
-  Error& node(std::string name);               // node of the graph
-  Error& rank(int rank);                       // rank of the job
-  Error& expected(std::string what);           // what would have been right
-  Error& hint(std::string what);               // what to do
-  Error& while_doing(std::string what);        // context, innermost first
-  Error& also(Error other);                    // a further, independent error of the same run
+  Error& at(SourceLocation location);    // a file, or a place in one
+  Error& source_line(std::string line);  // the text of that line, printed with a caret
+  Error& node(std::string name);         // node of the graph
+  Error& rank(int rank);                 // rank of the job
+  Error& expected(std::string what);     // what would have been right
+  Error& hint(std::string what);         // what to do
+  Error& while_doing(std::string what);  // context, innermost first
+  Error& also(Error other);              // a further, independent error of the same run
 
   const std::string& what_happened() const { return what_happened_; }
   const SourceLocation& location() const { return location_; }

@@ -46,7 +46,7 @@ struct InferContext {
   void require_rank(size_t i, int rank) const;
   void require_floating(size_t i) const;
   void require_dtype(size_t i, DType dtype) const;
-  void require_same(size_t i, size_t j) const;                    // whole types equal
+  void require_same(size_t i, size_t j) const;                                    // whole types equal
   void require_equal(const Dim& a, const Dim& b, const std::string& what) const;  // "<what> differ: a and b"
 };
 
@@ -60,7 +60,8 @@ struct GradientContext {
   ValueId operand(size_t i) const { return node.operands[i]; }
   ValueId result(size_t i) const { return node.results[i]; }
   ValueId gradient(size_t i = 0) const { return result_gradients[i]; }
-  const Type& type(ValueId value) const { return builder.graph().type(value); }
+  // A copy, since building nodes moves the graph's values.
+  Type type(ValueId value) const { return builder.graph().type(value); }
   // True if operand i needs a gradient; rules may skip work where not.
   std::vector<bool> needed;
 };
@@ -114,35 +115,36 @@ struct OpDef {
   std::string family;  // heading in the op reference
   std::string doc;     // what it computes, formula and source
   std::vector<OperandSpec> operands;
-  std::vector<AttributeSpec> attributes;
+  std::vector<AttributeSpec> attributes = {};
   std::vector<std::string> results = {"result"};
 
   std::function<std::vector<Type>(const InferContext&)> infer;
   // Gradients by operand; null: not differentiable (a loss that needs it is an error).
-  std::function<std::vector<ValueId>(GradientContext&)> gradient;
+  std::function<std::vector<ValueId>(GradientContext&)> gradient = nullptr;
   // Null: one FLOP a result element; bytes are always those of operands and results.
-  std::function<double(const Graph&, const Node&)> flops;
-  std::function<void(const ReferenceContext&)> reference;
+  std::function<double(const Graph&, const Node&)> flops = nullptr;
+  std::function<void(const ReferenceContext&)> reference = nullptr;
 
   Fusion fusion = Fusion::kOpaque;
   // Overrides `fusion` where it depends on the node (a sum's axes). Null: `fusion`.
-  std::function<Fusion(const Graph&, const Node&)> fusion_of;
+  std::function<Fusion(const Graph&, const Node&)> fusion_of = nullptr;
   // A view: results share the operand's storage, nothing runs (reshape).
   bool is_view = false;
   // Has an effect or stands for the outside (input, read, write): never removed or merged.
   bool is_state_access = false;
   // A weight for averaging losses over several micro-batches: builds the number of terms of which
   // the (mean) result is an average. Null: 1.
-  std::function<ValueId(GraphBuilder&, const Node&)> loss_weight;
+  std::function<ValueId(GraphBuilder&, const Node&)> loss_weight = nullptr;
 
   // Operands that are indices into a table: the executor checks fed values against the range, since
   // kernels do not. Called with the operand's position; null or nothing: any value is fine.
-  std::function<std::optional<IndexRange>(const Graph&, const Node&, size_t)> index_range;
+  std::function<std::optional<IndexRange>(const Graph&, const Node&, size_t)> index_range = nullptr;
 
   // Lowering: at most one of the two; none for views and state access.
-  std::function<void(KernelLowering&)> kernel;                    // generated
-  std::function<MatmulCall(const Graph&, const Node&)> matmul;    // by the device's library; operands then
-                                                                  // results are the call's buffers
+  std::function<void(KernelLowering&)> kernel = nullptr;  // generated
+  std::function<MatmulCall(const Graph&, const Node&)> matmul =
+      nullptr;  // by the device's library; operands then
+                // results are the call's buffers
 };
 
 // Adds an op; called by ops/ only, before anything else runs. A second entry of a name throws.
@@ -151,14 +153,17 @@ void register_op(OpDef op);
 const OpDef* find_op(const std::string& name);
 // The op; throws Error with "did you mean".
 const OpDef& op_of(const std::string& name);
-inline const OpDef& op_of(const Node& node) { return op_of(node.op); }
+inline const OpDef& op_of(const Node& node) {
+  return op_of(node.op);
+}
 // All ops, by family and name.
 std::vector<const OpDef*> all_ops();
 
 // Checks operands and attributes against the schema, fills in default attributes (into schema
 // order; an int given for a float attribute becomes a float), and applies the shape rule. Throws
 // Error naming the op, the operand or attribute, what was expected, and "did you mean".
-std::vector<Type> infer_types(const OpDef& op, const std::vector<const Type*>& operands, Attributes* attributes);
+std::vector<Type> infer_types(const OpDef& op, const std::vector<const Type*>& operands,
+                              Attributes* attributes);
 
 Cost cost_of(const Graph& graph, const Node& node);
 

@@ -17,7 +17,7 @@ namespace kumi {
 struct OptimizerOptions {
   double learning_rate = 1e-3;  // peak, after warm-up
   int64_t warmup_steps = 0;     // linear from 0: step s of the warm-up uses learning_rate * s / warmup_steps
-  int64_t decay_steps = 0;      // steps until the cosine has reached its end (counted from step 1); 0: constant
+  int64_t decay_steps = 0;  // steps until the cosine has reached its end (counted from step 1); 0: constant
   double final_fraction = 0.1;  // of the peak, at the end of the cosine and after it
   double beta1 = 0.9;
   double beta2 = 0.95;

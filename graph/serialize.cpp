@@ -41,7 +41,9 @@ void write(const Dim& dim, proto::Dim* out) {
   out->set_name(dim.name());
 }
 
-proto::DType to_proto(DType dtype) { return static_cast<proto::DType>(static_cast<int>(dtype) + 1); }
+proto::DType to_proto(DType dtype) {
+  return static_cast<proto::DType>(static_cast<int>(dtype) + 1);
+}
 
 void write(const Type& type, proto::Type* out) {
   out->set_dtype(to_proto(type.dtype));
@@ -209,6 +211,7 @@ class Reader {
       const google::protobuf::FieldDescriptor* field = message->FindFieldByName(step.field);
       if (field == nullptr) break;
       TextFormat::ParseLocation found = tree->GetLocation(field, step.index);
+      if (found.line < 0 && step.index > 0) found = tree->GetLocation(field, 0);  // [1, 2, 3] is one place
       if (found.line >= 0) location = {file_, found.line + 1, found.column + 1};
       message = field->message_type();
       tree = message == nullptr ? nullptr : tree->GetTreeForNested(field, step.index);
@@ -239,7 +242,8 @@ class Reader {
   }
 
   Dim read(const proto::Dim& in) {
-    if (in.terms_size() > kMostTerms) fail(concat("a size with ", in.terms_size(), " terms"), concat("at most ", kMostTerms));
+    if (in.terms_size() > kMostTerms)
+      fail(concat("a size with ", in.terms_size(), " terms"), concat("at most ", kMostTerms));
     Dim dim(in.constant());
     for (int i = 0; i < in.terms_size(); ++i) {
       Step step(this, "terms", i);
@@ -279,7 +283,8 @@ class Reader {
   DType read(proto::DType in, const char* field) {
     if (in < proto::F32 || in > proto::BOOL) {
       Step step(this, field);
-      fail(in == 0 ? "the element type is missing" : concat("the element type has the unknown number ", static_cast<int>(in)));
+      fail(in == 0 ? "the element type is missing"
+                   : concat("the element type has the unknown number ", static_cast<int>(in)));
     }
     return static_cast<DType>(in - 1);
   }
@@ -313,7 +318,8 @@ class Reader {
     fail(concat("the attribute ", quoted(in.name()), " has no value"));
   }
 
-  Attributes read_attributes(const google::protobuf::RepeatedPtrField<proto::Attribute>& in, const char* field) {
+  Attributes read_attributes(const google::protobuf::RepeatedPtrField<proto::Attribute>& in,
+                             const char* field) {
     Attributes attributes;
     for (int i = 0; i < in.size(); ++i) {
       Step step(this, field, i);
@@ -402,7 +408,8 @@ class Reader {
         Value& value = graph.values[node.results[j]];
         if (value.producer != kNone) {
           Step inner(this, "results", static_cast<int>(j));
-          fail(concat("the value ", node.results[j], " is already the result of nodes[", value.producer, "]"));
+          fail(
+              concat("the value ", node.results[j], " is already the result of nodes[", value.producer, "]"));
         }
         value.producer = i;
         value.result_index = static_cast<int32_t>(j);
@@ -479,7 +486,9 @@ class ErrorCollector : public google::protobuf::io::ErrorCollector {
 
 }  // namespace
 
-std::string to_binary(const Module& module) { return to_proto(module).SerializeAsString(); }
+std::string to_binary(const Module& module) {
+  return to_proto(module).SerializeAsString();
+}
 
 std::string to_text_format(const Module& module) {
   TextFormat::Printer printer;
@@ -526,12 +535,14 @@ Module read_module(const std::string& path) {
   std::streamoff size = in ? static_cast<std::streamoff>(in.tellg()) : -1;
   // A folder opens like a file and has an absurd size.
   if (size < 0 || size == std::numeric_limits<std::streamoff>::max())
-    throw Error(concat("the file cannot be read", errno == 0 ? "" : concat(": ", std::strerror(errno)))).at({path, 0, 0});
+    throw Error(concat("the file cannot be read", errno == 0 ? "" : concat(": ", std::strerror(errno))))
+        .at({path, 0, 0});
   check_size(static_cast<size_t>(size), path);
   std::string content(static_cast<size_t>(size), '\0');
   in.seekg(0);
   if (!in.read(content.data(), size))
-    throw Error(concat("the file cannot be read", errno == 0 ? "" : concat(": ", std::strerror(errno)))).at({path, 0, 0});
+    throw Error(concat("the file cannot be read", errno == 0 ? "" : concat(": ", std::strerror(errno))))
+        .at({path, 0, 0});
   return binary ? from_binary(content, path) : from_text_format(content, path);
 }
 

@@ -18,13 +18,17 @@ std::string to_string(const Shape& shape) {
   return join(shape, [](const Dim& dim) { return dim.to_string(); });
 }
 
-std::string to_string(const Type& type) { return to_string(type.dtype) + to_string(type.shape); }
+std::string to_string(const Type& type) {
+  return to_string(type.dtype) + to_string(type.shape);
+}
 
 std::string display(const Shape& shape) {
   return join(shape, [](const Dim& dim) { return dim.display(); });
 }
 
-std::string display(const Type& type) { return to_string(type.dtype) + display(type.shape); }
+std::string display(const Type& type) {
+  return to_string(type.dtype) + display(type.shape);
+}
 
 Dim element_count(const Shape& shape) {
   Dim count = 1;
@@ -38,7 +42,9 @@ std::vector<int64_t> numbers(const Shape& shape) {
   return sizes;
 }
 
-int64_t byte_count(const Type& type) { return (element_count(type.shape) * Dim(size_of(type.dtype))).number(); }
+int64_t byte_count(const Type& type) {
+  return (element_count(type.shape) * Dim(size_of(type.dtype))).number();
+}
 
 std::optional<Shape> broadcast(const Shape& a, const Shape& b) {
   const Shape& longer = a.size() >= b.size() ? a : b;

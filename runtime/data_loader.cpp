@@ -71,7 +71,8 @@ int64_t permuted_index(int64_t i, int64_t size, uint64_t key) {
   // A Feistel network permutes the next power of four; walking its cycle until the value is inside
   // [0, size) permutes that. Under four steps on average.
   constexpr int kRounds = 6;
-  const int half_bits = std::max(1, (std::bit_width(static_cast<uint64_t>(size - 1)) + 1) / 2);
+  const int half_bits =
+      std::max(1, (static_cast<int>(std::bit_width(static_cast<uint64_t>(size - 1))) + 1) / 2);
   const uint64_t mask = (uint64_t{1} << half_bits) - 1;
   uint64_t value = static_cast<uint64_t>(i);
   do {

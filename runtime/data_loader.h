@@ -56,11 +56,11 @@ struct RankOfRanks {
 };
 
 struct TextBatchesOptions {
-  int64_t batch = 1;            // sequences this rank gets a call
-  int64_t seq = 1;              // tokens in one
-  std::vector<double> weights;  // one a file, positive, of any sum; empty: equal
-  uint64_t seed = 0;            // of the shuffle
-  RankOfRanks part;
+  int64_t batch = 1;                 // sequences this rank gets a call
+  int64_t seq = 1;                   // tokens in one
+  std::vector<double> weights = {};  // one a file, positive, of any sum; empty: equal
+  uint64_t seed = 0;                 // of the shuffle
+  RankOfRanks part = {};
 };
 
 // A weighted mix of token files. A file's documents lie end to end with separators and are cut

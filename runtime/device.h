@@ -22,10 +22,10 @@ class Callable {
 
 // How the kernels of a program came to be.
 struct CompileStatistics {
-  int64_t kernels = 0;      // asked for
-  int64_t distinct = 0;     // after equal sources are merged
-  int64_t cache_hits = 0;   // of the distinct ones, loaded from disk
-  double seconds = 0;       // wall time, compiling and loading
+  int64_t kernels = 0;     // asked for
+  int64_t distinct = 0;    // after equal sources are merged
+  int64_t cache_hits = 0;  // of the distinct ones, loaded from disk
+  double seconds = 0;      // wall time, compiling and loading
 };
 
 class Device {

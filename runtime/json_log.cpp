@@ -1,6 +1,7 @@
 #include "runtime/json_log.h"
 
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "graph/error.h"
 
@@ -19,8 +20,10 @@ std::string print_line(const JsonLogFields& fields, const int64_t* step, const s
   }
 }
 
-// Where the lines that a run resumed after `step` keeps end.
+// Where the lines that a run resumed after `step` keeps end. All lines are checked, also those to
+// be cut off: what is not ours is not ours to delete.
 size_t kept_bytes(const std::string& contents, int64_t step, const std::filesystem::path& path) {
+  std::optional<size_t> kept;
   size_t begin = 0;
   for (int number = 1; begin < contents.size(); ++number) {
     auto fail = [&] {
@@ -33,17 +36,18 @@ size_t kept_bytes(const std::string& contents, int64_t step, const std::filesyst
     if (end == std::string::npos) {
       // Cut short by a crash (file systems may fill with zeros), unless it never was our file.
       if (contents[begin] != '{' && contents[begin] != '\0') fail();
-      return begin;
+      return kept.value_or(begin);
     }
     nlohmann::json line =
         nlohmann::json::parse(contents.begin() + static_cast<ptrdiff_t>(begin),
                               contents.begin() + static_cast<ptrdiff_t>(end), nullptr, false);
     if (!line.is_object()) fail();
     auto found = line.find("step");
-    if (found != line.end() && found->is_number_integer() && found->get<int64_t>() > step) return begin;
+    if (!kept && found != line.end() && found->is_number_integer() && found->get<int64_t>() > step)
+      kept = begin;
     begin = end + 1;
   }
-  return contents.size();
+  return kept.value_or(contents.size());
 }
 
 }  // namespace

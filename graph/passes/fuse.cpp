@@ -94,7 +94,8 @@ class GraphFuser {
     for (ValueId operand : graph_.nodes[n].operands) {
       if (operand == kNone) continue;
       int32_t group = group_of_[graph_.values[operand].producer];
-      if (group != kNone && std::find(groups.begin(), groups.end(), group) == groups.end()) groups.push_back(group);
+      if (group != kNone && std::find(groups.begin(), groups.end(), group) == groups.end())
+        groups.push_back(group);
     }
     std::sort(groups.rbegin(), groups.rend());  // the latest first: it has the shortest way to go
     return groups;
@@ -102,7 +103,8 @@ class GraphFuser {
 
   // One value for each row of the domain: its shape with a last axis of 1.
   static bool is_row_value_of(const Shape& shape, const Shape& domain) {
-    if (shape.size() != domain.size() || shape.empty() || !(shape.back() == Dim(1)) || domain.back() == Dim(1))
+    if (shape.size() != domain.size() || shape.empty() || !(shape.back() == Dim(1)) ||
+        domain.back() == Dim(1))
       return false;
     return std::equal(shape.begin(), shape.end() - 1, domain.begin());
   }
@@ -116,7 +118,8 @@ class GraphFuser {
     switch (fusion) {
       case Fusion::kPointwise:
         if (domain_of(n) == group.domain) return operands_fit(group, node);
-        return group.kind == Fusion::kRow && is_row_value_of(domain_of(n), group.domain) && operands_fit(group, node);
+        return group.kind == Fusion::kRow && is_row_value_of(domain_of(n), group.domain) &&
+               operands_fit(group, node);
       case Fusion::kIndexing:
         // It reads elements elsewhere, so all that it reads must be computable anywhere.
         return group.kind == Fusion::kPointwise && domain_of(n) == group.domain && operands_fit(group, node);

@@ -39,7 +39,8 @@ class GraphMemory {
     place_states();
     collect_buffers();
     assign_offsets();
-    for (const Buffer& buffer : buffers_) graph_.values[buffer.value].placement = Placement{"", buffer.offset};
+    for (const Buffer& buffer : buffers_)
+      graph_.values[buffer.value].placement = Placement{"", buffer.offset};
     place_views();
   }
 
@@ -83,10 +84,12 @@ class GraphMemory {
               .node(graph_.values[read].name);
       const Node& producer = graph_.producer(value);
       int unit = unit_of_[graph_.values[value].producer];
-      bool in_place = !is_view(value) && !op_of(producer).is_state_access && !graph_.values[value].placement &&
-                      !uses_.is_output[value] && !is_inlined_constant(graph_, uses_, value);
+      bool in_place = !is_view(value) && !op_of(producer).is_state_access &&
+                      !graph_.values[value].placement && !uses_.is_output[value] &&
+                      !is_inlined_constant(graph_, uses_, value);
       for (ValueId read : reads[state])
-        in_place = in_place && last_use(read) <= unit && (last_use(read) < unit || reads_by_element(unit, read, value));
+        in_place = in_place && last_use(read) <= unit &&
+                   (last_use(read) < unit || reads_by_element(unit, read, value));
       if (in_place) graph_.values[value].placement = Placement{state, 0};
     }
   }
@@ -97,7 +100,8 @@ class GraphMemory {
       const Node& node = graph_.nodes[n];
       if (!is_fusible(graph_, node) || fusion_of(graph_, node) != Fusion::kPointwise) return false;
       for (ValueId operand : node.operands)
-        if (operand != kNone && root(operand) == old && !(graph_.type(operand) == graph_.type(result))) return false;
+        if (operand != kNone && root(operand) == old && !(graph_.type(operand) == graph_.type(result)))
+          return false;
       for (ValueId written : node.results)
         if (!(graph_.type(written).shape == graph_.type(result).shape)) return false;
     }
@@ -134,9 +138,8 @@ class GraphMemory {
   void assign_offsets() {
     std::vector<size_t> order(buffers_.size());
     for (size_t i = 0; i < order.size(); ++i) order[i] = i;
-    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
-      return buffers_[a].bytes > buffers_[b].bytes;
-    });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return buffers_[a].bytes > buffers_[b].bytes; });
     std::vector<size_t> placed;  // by offset
     int64_t arena = 0;
     for (size_t i : order) {
@@ -172,7 +175,8 @@ class GraphMemory {
 
   void place_views() {
     for (size_t v = 0; v < graph_.values.size(); ++v)
-      if (is_view(static_cast<ValueId>(v))) graph_.values[v].placement = graph_.values[root(static_cast<ValueId>(v))].placement;
+      if (is_view(static_cast<ValueId>(v)))
+        graph_.values[v].placement = graph_.values[root(static_cast<ValueId>(v))].placement;
   }
 
   Graph& graph_;

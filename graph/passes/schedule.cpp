@@ -32,8 +32,10 @@ Module schedule(Module module, const PlanOptions&) {
               static_cast<NodeId>(&node - graph.nodes.data()));
     auto place_writes = [&](NodeId producer) {
       for (NodeId write : writes_of[producer]) {
-        const std::vector<NodeId>& users = users_of_state[string_attribute(graph.nodes[write].attributes, "state")];
-        if (std::all_of(users.begin(), users.end(), [&](NodeId n) { return n == write || placed[n]; })) place(write);
+        const std::vector<NodeId>& users =
+            users_of_state[string_attribute(graph.nodes[write].attributes, "state")];
+        if (std::all_of(users.begin(), users.end(), [&](NodeId n) { return n == write || placed[n]; }))
+          place(write);
       }
     };
     for (const Node& node : graph.nodes)

@@ -1,0 +1,194 @@
+#include "codegen/cpu/clang_compiler.h"
+
+#include <clang/Basic/Diagnostic.h>
+#include <clang/Basic/SourceManager.h>
+#include <clang/Basic/Version.h>
+#include <clang/CodeGen/CodeGenAction.h>
+#include <clang/Frontend/CompilerInstance.h>
+#include <clang/Frontend/CompilerInvocation.h>
+#include <llvm/Support/MemoryBuffer.h>
+#include <llvm/Support/TargetSelect.h>
+#include <llvm/Support/VirtualFileSystem.h>
+#include <llvm/Support/raw_ostream.h>
+#include <llvm/TargetParser/Host.h>
+
+#include <algorithm>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <sstream>
+#include <vector>
+
+#include "codegen/cpu/host_prelude.h"
+#include "graph/error.h"
+
+namespace kumi {
+namespace {
+
+// The kernel's own name stays out of the object, so that equal sources give equal bytes.
+constexpr char kFileName[] = "kernel.cpp";
+constexpr size_t kMostMessages = 4;  // of one kernel; the first explains the rest
+
+// Arguments as the clang driver would give them to its compiler proper. Defaults of that level that
+// we rely on: no errno from math functions, no trapping math, no exceptions, no unwind tables.
+std::vector<std::string> make_arguments() {
+  std::vector<std::string> arguments = {"-triple",
+                                        llvm::sys::getProcessTriple(),
+                                        "-emit-obj",
+                                        "-O3",
+                                        "-x",
+                                        "c++",
+                                        "-std=c++20",
+                                        "-ffp-contract=fast",
+                                        "-vectorize-loops",
+                                        "-vectorize-slp",
+                                        "-mrelocation-model",
+                                        "pic",
+                                        "-pic-level",
+                                        "2",
+                                        "-mframe-pointer=none",
+                                        "-nostdsysteminc",
+                                        "-nobuiltininc",
+                                        "-nostdinc++",
+                                        "-w",
+                                        "-fno-caret-diagnostics",
+                                        "-target-cpu",
+                                        llvm::sys::getHostCPUName().str()};
+#if defined(__x86_64__)
+  arguments.push_back("-fveclib=libmvec");
+#endif
+  llvm::StringMap<bool> found = llvm::sys::getHostCPUFeatures();
+  std::vector<std::string> features;  // sorted: they are part of the cache's key
+  for (const auto& feature : found)
+    features.push_back((feature.getValue() ? "+" : "-") + feature.getKey().str());
+  std::sort(features.begin(), features.end());
+  for (const std::string& feature : features) {
+    arguments.push_back("-target-feature");
+    arguments.push_back(feature);
+  }
+  arguments.push_back(kFileName);
+  return arguments;
+}
+
+const std::vector<std::string>& arguments() {
+  static const std::vector<std::string> list = make_arguments();
+  return list;
+}
+
+// Keeps errors; warnings of generated code interest nobody.
+class ErrorCollector : public clang::DiagnosticConsumer {
+ public:
+  struct Message {
+    std::string text;
+    int line = 0;  // of the kernel's source, or 0
+    int column = 0;
+  };
+  std::vector<Message> messages;
+
+  void HandleDiagnostic(clang::DiagnosticsEngine::Level level, const clang::Diagnostic& diagnostic) override {
+    DiagnosticConsumer::HandleDiagnostic(level, diagnostic);
+    if (level < clang::DiagnosticsEngine::Error) return;
+    Message message;
+    llvm::SmallString<256> text;
+    diagnostic.FormatDiagnostic(text);
+    message.text = text.str().str();
+    if (diagnostic.hasSourceManager() && diagnostic.getLocation().isValid()) {
+      clang::PresumedLoc place = diagnostic.getSourceManager().getPresumedLoc(diagnostic.getLocation());
+      if (place.isValid() && llvm::StringRef(place.getFilename()) == kFileName) {
+        message.line = static_cast<int>(place.getLine());
+        message.column = static_cast<int>(place.getColumn());
+      }
+    }
+    messages.push_back(std::move(message));
+  }
+};
+
+std::string line_of(const std::string& text, int number) {
+  std::istringstream lines(text);
+  std::string line;
+  for (int i = 0; i < number; ++i)
+    if (!std::getline(lines, line)) return "";
+  return line;
+}
+
+Error to_error(const std::string& name, const std::string& source,
+               const std::vector<ErrorCollector::Message>& messages) {
+  std::optional<Error> first;
+  for (size_t i = 0; i < messages.size() && i < kMostMessages; ++i) {
+    const ErrorCollector::Message& message = messages[i];
+    Error error(first ? message.text
+                      : concat("the generated kernel '", name, "' does not compile: ", message.text));
+    error.at({name, message.line, message.column});
+    if (message.line > 0) error.source_line(line_of(source, message.line));
+    if (first)
+      first->also(std::move(error));
+    else
+      first = std::move(error);
+  }
+  if (!first)
+    first = Error(concat("the generated kernel '", name, "' does not compile, and Clang does not say why"));
+  if (messages.size() > kMostMessages)
+    first->also(Error(concat(messages.size() - kMostMessages, " more messages")));
+  return *first;
+}
+
+void initialize_llvm() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    llvm::InitializeNativeTarget();
+    llvm::InitializeNativeTargetAsmPrinter();
+    llvm::InitializeNativeTargetAsmParser();
+  });
+}
+
+}  // namespace
+
+const std::string& host_compiler_identity() {
+  static const std::string identity = [] {
+    std::string text = clang::getClangFullVersion();
+    for (const std::string& argument : arguments()) text += "\n" + argument;
+    return text + "\n" + kHostPrelude;
+  }();
+  return identity;
+}
+
+std::string host_compiler_version() {
+  return CLANG_VERSION_STRING;
+}
+
+std::string host_instruction_set() {
+  llvm::StringMap<bool> features = llvm::sys::getHostCPUFeatures();
+  std::string name = llvm::Triple(llvm::sys::getProcessTriple()).getArchName().str();
+  if (name == "x86_64") name = "x86-64";
+  for (auto [feature, spelled] :
+       {std::pair("avx512f", "AVX-512"), {"avx2", "AVX2"}, {"avx", "AVX"}, {"neon", "NEON"}})
+    if (features.lookup(feature)) return name + " " + spelled;
+  return name;
+}
+
+std::string compile_host_object(const std::string& name, const std::string& source) {
+  initialize_llvm();
+  ErrorCollector errors;
+  clang::CompilerInstance compiler;
+  compiler.createDiagnostics(&errors, /*ShouldOwnClient=*/false);
+
+  std::vector<const char*> pointers;
+  for (const std::string& argument : arguments()) pointers.push_back(argument.c_str());
+  bool understood = clang::CompilerInvocation::CreateFromArgs(compiler.getInvocation(), pointers,
+                                                              compiler.getDiagnostics());
+
+  // The kernel's lines count from 1 in messages, whatever stands before them.
+  std::string text = concat(kHostPrelude, "#line 1 \"", kFileName, "\"\n", source);
+  auto files = llvm::makeIntrusiveRefCnt<llvm::vfs::InMemoryFileSystem>();
+  files->addFile(kFileName, 0, llvm::MemoryBuffer::getMemBuffer(text, kFileName));
+  compiler.createFileManager(files);
+
+  llvm::SmallString<0> object;
+  compiler.setOutputStream(std::make_unique<llvm::raw_svector_ostream>(object));
+  clang::EmitObjAction action;
+  if (!understood || !compiler.ExecuteAction(action) || errors.getNumErrors() > 0)
+    throw to_error(name, source, errors.messages);
+  return object.str().str();
+}
+
+}  // namespace kumi

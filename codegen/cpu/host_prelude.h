@@ -1,0 +1,137 @@
+// The text in front of every kernel of the host dialect: the functions that generated code calls.
+//
+// Everything is inlined, straight-line arithmetic (selects instead of branches), so that a loop
+// around it becomes vector code. log, sin, cos and pow stay calls, which -fveclib=libmvec turns into
+// glibc's vector ones. exp, and what is made of it, is written out, because libmvec leaves the vector
+// path as soon as one lane holds -infinity, and masked softmax is full of those: 3.8 ns an element
+// against 0.43 with half the elements masked, 0.55 against 0.43 with none (AVX2, Zen 3).
+// Relative errors in f32: exp 8.3e-8, sigmoid 1.9e-7, tanh 1.4e-7 (measured), libmvec up to 4 ulp.
+#pragma once
+
+namespace kumi {
+
+inline constexpr char kHostPrelude[] = R"prelude(
+typedef signed char int8_t;
+typedef short int16_t;
+typedef int int32_t;
+typedef long int64_t;
+typedef unsigned char uint8_t;
+typedef unsigned short uint16_t;
+typedef unsigned int uint32_t;
+typedef unsigned long uint64_t;
+
+extern "C" {
+float logf(float);
+float sinf(float);
+float cosf(float);
+float powf(float, float);
+double exp(double);
+double log(double);
+double sin(double);
+double cos(double);
+double tanh(double);
+double pow(double, double);
+}
+
+#define KUMI_INLINE [[clang::always_inline]] static inline
+
+// Reductions of a maximum or minimum: NaN wins, the order does not matter. These are LLVM's own
+// operations by name, because no C++ expression for them becomes a vector reduction in Clang 19
+// unless NaNs are ruled out.
+float kumi_max_reduce(float, float) __asm__("llvm.maximum.f32");
+float kumi_min_reduce(float, float) __asm__("llvm.minimum.f32");
+double kumi_max_reduce(double, double) __asm__("llvm.maximum.f64");
+double kumi_min_reduce(double, double) __asm__("llvm.minimum.f64");
+KUMI_INLINE int32_t kumi_max_reduce(int32_t a, int32_t b) { return a > b ? a : b; }
+KUMI_INLINE int32_t kumi_min_reduce(int32_t a, int32_t b) { return a < b ? a : b; }
+KUMI_INLINE int64_t kumi_max_reduce(int64_t a, int64_t b) { return a > b ? a : b; }
+KUMI_INLINE int64_t kumi_min_reduce(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Element by element; NaN wins here, too.
+KUMI_INLINE float kumi_max(float a, float b) { return a > b || a != a ? a : b; }
+KUMI_INLINE float kumi_min(float a, float b) { return a < b || a != a ? a : b; }
+KUMI_INLINE float kumi_abs(float x) { return __builtin_fabsf(x); }
+KUMI_INLINE float kumi_floor(float x) { return __builtin_floorf(x); }
+KUMI_INLINE float kumi_sqrt(float x) { return __builtin_sqrtf(x); }
+KUMI_INLINE float kumi_rsqrt(float x) { return 1.0f / __builtin_sqrtf(x); }
+
+// 2^n e^r with x = n ln 2 + r, |r| <= ln 2 / 2; Cephes' polynomial for e^r. Results below 1.8e-38,
+// next to the smallest normal number, are 0: arithmetic on denormals is slow, and nothing needs it.
+KUMI_INLINE float kumi_exp(float x) {
+  const float lowest = -86.9f;
+  float c = x < lowest ? lowest : x;  // NaN passes both
+  c = c > 89.0f ? 89.0f : c;
+  float shifted = c * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds, leaving n in the low bits
+  float n = shifted - 12582912.0f;
+  float r = c - n * 0.693359375f;  // ln 2 in two parts; the first times n is exact
+  r = r + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r;
+  p = p + 1.0f;
+  // 2p times 2^(n-1), as 2^128 is no float though 2^128 p may be one. The shift keeps the low bits only.
+  float scale = __builtin_bit_cast(float, (__builtin_bit_cast(uint32_t, shifted) + 126u) << 23);
+  return x < lowest ? 0.0f : (p + p) * scale;
+}
+
+KUMI_INLINE float kumi_log(float x) { return logf(x); }
+KUMI_INLINE float kumi_sin(float x) { return sinf(x); }
+KUMI_INLINE float kumi_cos(float x) { return cosf(x); }
+KUMI_INLINE float kumi_pow(float x, float y) { return powf(x, y); }
+
+// The exponential's argument is never positive, so it cannot overflow.
+KUMI_INLINE float kumi_sigmoid(float x) {
+  float e = kumi_exp(-__builtin_fabsf(x));
+  float d = 1.0f / (1.0f + e);
+  return x >= 0.0f ? d : e * d;
+}
+
+// By exponential where that is exact enough, by Cephes' polynomial around 0.
+KUMI_INLINE float kumi_tanh(float x) {
+  float a = __builtin_fabsf(x);
+  float far = 1.0f - 2.0f / (kumi_exp(2.0f * a) + 1.0f);
+  float z = x * x;
+  float p = -5.70498872745e-3f;
+  p = p * z + 2.06390887954e-2f;
+  p = p * z - 5.37397155531e-2f;
+  p = p * z + 1.33314422036e-1f;
+  p = p * z - 3.33332819422e-1f;
+  float near = p * z * x + x;
+  return a < 0.625f ? near : __builtin_copysignf(far, x);
+}
+
+KUMI_INLINE double kumi_abs_f64(double x) { return __builtin_fabs(x); }
+KUMI_INLINE double kumi_floor_f64(double x) { return __builtin_floor(x); }
+KUMI_INLINE double kumi_sqrt_f64(double x) { return __builtin_sqrt(x); }
+KUMI_INLINE double kumi_rsqrt_f64(double x) { return 1.0 / __builtin_sqrt(x); }
+KUMI_INLINE double kumi_exp_f64(double x) { return exp(x); }
+KUMI_INLINE double kumi_log_f64(double x) { return log(x); }
+KUMI_INLINE double kumi_sin_f64(double x) { return sin(x); }
+KUMI_INLINE double kumi_cos_f64(double x) { return cos(x); }
+KUMI_INLINE double kumi_tanh_f64(double x) { return tanh(x); }
+KUMI_INLINE double kumi_pow_f64(double x, double y) { return pow(x, y); }
+KUMI_INLINE double kumi_sigmoid_f64(double x) {
+  double e = exp(-__builtin_fabs(x));
+  double d = 1.0 / (1.0 + e);
+  return x >= 0.0 ? d : e * d;
+}
+
+// bf16 is the upper half of an f32; storing rounds to the nearest, ties to even, and keeps NaN a NaN.
+struct kumi_bf16 {
+  uint16_t bits;
+};
+KUMI_INLINE float kumi_from_bf16(kumi_bf16 x) { return __builtin_bit_cast(float, (uint32_t)x.bits << 16); }
+KUMI_INLINE kumi_bf16 kumi_to_bf16(float x) {
+  uint32_t bits = __builtin_bit_cast(uint32_t, x);
+  uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  return {(uint16_t)(x != x ? bits >> 16 | 0x40u : rounded)};
+}
+KUMI_INLINE float kumi_round_to_bf16(float x) { return kumi_from_bf16(kumi_to_bf16(x)); }
+KUMI_INLINE float kumi_round_to_f16(float x) { return (float)(_Float16)x; }
+)prelude";
+
+}  // namespace kumi

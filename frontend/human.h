@@ -1,0 +1,13 @@
+// Numbers as people read them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace kumi {
+
+std::string with_thousands(int64_t number);  // "13,099,545,600"
+std::string bytes_text(int64_t bytes);       // "312 KB", "26.2 GB"
+std::string duration_text(double seconds);   // "45s", "1m32s", "2h05m", "3d04h"
+
+}  // namespace kumi

@@ -1,0 +1,33 @@
+// A training run from a recipe to final weights: what `kumi train` does.
+//
+// Puts the parts together in the order in which they can fail cheaply: recipe, model, plan, data,
+// device, checkpoint; then trains. Everything of the run goes below the recipe's output folder:
+// checkpoints/, log.jsonl, tensorboard/, cache/.
+#pragma once
+
+#include <filesystem>
+#include <iosfwd>
+#include <string>
+#include <vector>
+
+#include "frontend/recipe.h"
+#include "graph/pipeline.h"
+
+namespace kumi {
+
+struct TrainingRequest {
+  bool resume = false;
+  std::filesystem::path export_file;   // "": none
+  std::filesystem::path profile_file;  // "": none
+  std::string command;                 // as the user can repeat it, without --resume
+};
+
+// How the recipe's training step is planned: goal, optimizer, free sizes `batch` and `seq` (from the
+// recipe, else from the batches file, else the model's defaults).
+PlanOptions training_options(const Recipe& recipe);
+
+// Runs it, with messages for people on `out`. Returns the exit status: kExitInterrupted if SIGINT or
+// SIGTERM came (a checkpoint was saved, if the recipe has an output), else kExitSuccess.
+int run_training(const Recipe& recipe, const TrainingRequest& request, std::ostream& out);
+
+}  // namespace kumi

@@ -1,0 +1,98 @@
+#include "graph/graph.h"
+
+#include <algorithm>
+
+#include "graph/names.h"
+
+namespace kumi {
+
+ValueId Graph::find_value(const std::string& name) const {
+  for (size_t v = 0; v < values.size(); ++v)
+    if (values[v].name == name) return static_cast<ValueId>(v);
+  return kNone;
+}
+
+ValueId Graph::find_output(const std::string& name) const {
+  for (const Output& output : outputs)
+    if (output.name == name) return output.value;
+  return kNone;
+}
+
+std::vector<NodeId> Graph::inputs() const {
+  std::vector<NodeId> found;
+  for (size_t n = 0; n < nodes.size(); ++n)
+    if (nodes[n].op == "input") found.push_back(static_cast<NodeId>(n));
+  return found;
+}
+
+std::string to_string(const Initializer& initializer) {
+  const std::string parameter = "(" + float_to_string(initializer.parameter) + ")";
+  switch (initializer.kind) {
+    case Initializer::kZeros:
+      return "zeros";
+    case Initializer::kOnes:
+      return "ones";
+    case Initializer::kConstant:
+      return "constant" + parameter;
+    case Initializer::kNormal:
+      return "normal" + parameter;
+    case Initializer::kUniform:
+      return "uniform" + parameter;
+  }
+  return "?";
+}
+
+const char* to_string(State::Kind kind) {
+  switch (kind) {
+    case State::kWeight:
+      return "weight";
+    case State::kOptimizer:
+      return "optimizer";
+    case State::kAccumulator:
+      return "accumulator";
+  }
+  return "?";
+}
+
+const State* Module::find_state(const std::string& name) const {
+  for (const State& state : states)
+    if (state.name == name) return &state;
+  return nullptr;
+}
+
+const Graph* Module::find_graph(const std::string& name) const {
+  for (const Graph& graph : graphs)
+    if (graph.name == name) return &graph;
+  return nullptr;
+}
+
+Graph* Module::find_graph(const std::string& name) {
+  return const_cast<Graph*>(std::as_const(*this).find_graph(name));
+}
+
+bool Module::has_run(const std::string& pass) const {
+  return std::find(passes.begin(), passes.end(), pass) != passes.end();
+}
+
+int64_t parameter_count(const Module& module) {
+  Dim count = 0;
+  for (const State& state : module.states)
+    if (state.kind == State::kWeight) count = count + element_count(state.type.shape);
+  return count.number();
+}
+
+NameTable::NameTable(const Graph& graph) {
+  for (const Value& value : graph.values) next_.emplace(value.name, 1);
+}
+
+std::string NameTable::unique(const std::string& wish) {
+  const std::string stem = is_value_name(wish) ? wish : to_value_name(wish);
+  auto [entry, is_new] = next_.emplace(stem, 1);
+  if (is_new) return stem;
+  std::string name;
+  do name = concat(stem, ".", entry->second++);
+  while (!next_.emplace(name, 1).second);
+  return name;
+}
+
+}  // namespace kumi

@@ -1,0 +1,22 @@
+// autodiff: reverse-mode differentiation that builds graph, not code.
+//
+// The graph "forward" becomes "gradient": its nodes, then, from the last to the first, what the
+// gradient rules of the ops (OpDef::gradient) build for the nodes between a weight and the loss.
+// A value used several times gets the sum of its uses' gradients, added in the order in which they
+// appear. Backward nodes carry the scope and location of their forward node; the gradient of a value
+// `h` is called `grad.h`, of the weight `w` `grad.w`.
+#pragma once
+
+#include "graph/pipeline.h"
+
+namespace kumi {
+
+// Differentiates the output PlanOptions::loss, a scalar f32; the seed is 1. Adds outputs
+// `grad.<weight>` for all weights, zeros for those that do not reach the loss. Nothing happens for
+// Goal::kForward. Throws Error if there is no such output, or if an op on the way has no gradient.
+Module autodiff(Module module, const PlanOptions& options);
+
+// Per value, whether it depends on a weight through floating-point values.
+std::vector<bool> depends_on_weight(const Module& module, const Graph& graph);
+
+}  // namespace kumi

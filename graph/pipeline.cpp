@@ -1,0 +1,142 @@
+#include "graph/pipeline.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "graph/passes/autodiff.h"
+#include "graph/passes/fuse.h"
+#include "graph/passes/infer.h"
+#include "graph/passes/memory.h"
+#include "graph/passes/optimizer.h"
+#include "graph/passes/schedule.h"
+
+namespace kumi {
+
+const std::vector<Pass>& pipeline() {
+  static const std::vector<Pass> passes = {
+      {"infer",
+       "Gives every free size its number, applies all shape rules again, merges equal nodes and removes "
+       "unused ones.",
+       "a module from the language, with sizes that may be symbolic",
+       "all sizes are numbers; no node is dead, no two are equal", infer},
+      {"autodiff",
+       "Turns the graph 'forward' into 'gradient': its nodes, then the gradients of the loss, built by the "
+       "ops' rules.",
+       "the loss is a scalar f32 output; every op between a weight and the loss has a gradient rule",
+       "outputs grad.<weight> for all weights; backward nodes carry the scope of their forward node",
+       autodiff},
+      {"precision",
+       "Will compute in bf16 with f32 master weights; does nothing yet: everything is computed as written.",
+       "gradients are in the graph", "nothing", nullptr},
+      {"recompute",
+       "Will choose what to compute again in the backward pass to save memory; does nothing yet: everything "
+       "is kept.",
+       "gradients are in the graph", "nothing", nullptr},
+      {"optimizer",
+       "Builds the training step: accumulators in 'gradient', and 'update' with clipping, schedule and "
+       "AdamW.",
+       "outputs grad.<weight> and the loss",
+       "graphs 'gradient' (once a micro-batch) and 'update' (once a step) that share state", optimizer},
+      {"shard",
+       "Will put state on the mesh of ranks and insert collectives; does nothing yet: there is one rank.",
+       "the whole step is in the graph", "nothing", nullptr},
+      {"quantize_comm", "Will quantize what collectives gather; does nothing yet: there are no collectives.",
+       "collectives are nodes", "nothing", nullptr},
+      {"fuse", "Gathers element-wise nodes, row reductions and their epilogues into groups, each one kernel.",
+       "all sizes are numbers", "Node::group; the nodes of a group are adjacent", fuse},
+      {"schedule", "Orders what runs: reads before their first use, writes right after their value.",
+       "groups", "the order of nodes is the order of execution; Node::stream", schedule},
+      {"memory", "Gives every value that needs memory a fixed place, in a state or in the graph's arena.",
+       "the order of execution",
+       "Value::placement and Graph::arena_bytes; no later pass may add values or change the order", memory},
+      {"codegen",
+       "Generates kernels for groups and library calls for the rest; its result is a Plan (codegen/plan.h), "
+       "no module.",
+       "groups, order and places", "a Plan that an executor runs", nullptr},
+  };
+  return passes;
+}
+
+const Pass& find_pass(const std::string& name) {
+  std::vector<std::string> names;
+  std::string list;
+  for (const Pass& pass : pipeline()) {
+    if (pass.name == name) return pass;
+    names.push_back(pass.name);
+    list += (list.empty() ? "" : ", ") + pass.name;
+  }
+  throw Error(concat("unknown pass ", quoted(name)))
+      .expected(concat("one of ", list))
+      .hint(did_you_mean(name, names));
+}
+
+namespace {
+
+// The passes that have run must be the first of the table, in its order: later ones rely on earlier ones.
+void check_history(const Module& module) {
+  size_t next = 0;
+  for (const Pass& pass : pipeline()) {
+    if (next == module.passes.size()) return;
+    if (module.passes[next] == pass.name)
+      ++next;
+    else if (pass.run)
+      break;
+  }
+  if (next == module.passes.size()) return;
+  find_pass(module.passes[next]);  // throws if unknown
+  throw Error(concat("the module says that the pass '", module.passes[next],
+                     "' has run, but not those before it, or not in the order of the pipeline"));
+}
+
+// What earlier passes decided cannot be changed any more by other options.
+void check_goal(const Module& module, const PlanOptions& options) {
+  const char* missing = nullptr;
+  if (options.goal != Goal::kForward && module.has_run("autodiff") &&
+      module.find_graph("gradient") == nullptr)
+    missing = "gradient";
+  else if (options.goal == Goal::kTrain && module.has_run("optimizer") &&
+           module.find_graph("update") == nullptr)
+    missing = "update";
+  if (missing != nullptr)
+    throw Error(concat("this plan was made for another goal: it has no graph '", missing, "'"))
+        .hint("start from the model's source");
+  if (module.has_run("infer")) check_bound_sizes(module, options);
+}
+
+void verify_after(const Module& module, const std::string& pass) {
+  try {
+    verify(module);
+  } catch (Error& error) {
+    error.while_doing(concat("checking what the pass ", pass, " gave"));
+    throw;
+  }
+}
+
+}  // namespace
+
+Module run_pipeline(Module module, const PlanOptions& options, const std::string& last,
+                    const PassObserver& observer) {
+  if (!last.empty()) find_pass(last);
+  check_history(module);
+  verify(module);
+  check_goal(module, options);
+  for (const Pass& pass : pipeline()) {
+    if (pass.run && !module.has_run(pass.name)) {
+      auto start = std::chrono::steady_clock::now();
+      try {
+        module = pass.run(std::move(module), options);
+      } catch (Error& error) {
+        error.while_doing(concat("running the pass ", pass.name));
+        throw;
+      }
+      module.passes.push_back(pass.name);
+      double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      verify_after(module, pass.name);
+      if (observer) observer(pass, module, seconds);
+    }
+    if (pass.name == last) break;
+  }
+  return module;
+}
+
+}  // namespace kumi

@@ -1,0 +1,44 @@
+// Generated kernels of attention and its gradient for devices without a library's attention.
+//
+// FlashAttention's idea (Dao et al. 2022, arXiv:2205.14135): a block of queries meets the keys block by
+// block, with a running maximum and sum, so that the memory needed does not grow with the sequence.
+// On a CPU the block of scores is kept transposed, [key, query]: then only the block of queries has to
+// be transposed, the softmax is element-wise over queries, and every product is an accumulation over
+// rows that are contiguous in memory, which the compiler vectorises without any shuffling.
+#pragma once
+
+#include "codegen/kernel_lowering.h"
+
+namespace kumi {
+
+// How query heads share key/value heads.
+enum class HeadGroups : uint8_t {
+  kGrouped,  // query head i reads key/value head i div (heads / kv_heads): LLaMA
+  kTiled,    // i mod kv_heads: PLaMo
+};
+
+struct AttentionShape {
+  int64_t batch = 0, heads = 0, kv_heads = 0, seq = 0, head_dim = 0;
+  bool causal = true;
+  HeadGroups groups = HeadGroups::kGrouped;
+  double scale = 0;  // of the scores; never 0 here
+
+  int64_t group() const { return heads / kv_heads; }  // query heads of one key/value head
+  // The key/value head of a query head; for numbers and for Exprs.
+  template <typename T>
+  T kv_head(T head) const {
+    return groups == HeadGroups::kGrouped ? head / T(group()) : head % T(kv_heads);
+  }
+  // The i-th query head of a key/value head.
+  template <typename T>
+  T query_head(T kv_head, T i) const {
+    return groups == HeadGroups::kGrouped ? kv_head * T(group()) + i : i * T(kv_heads) + kv_head;
+  }
+};
+
+// Operands q, k, v; results result, lse. All f32.
+void lower_attention(KernelLowering& lowering, const AttentionShape& shape);
+// Operands q, k, v, result, lse, dy; results dq, dk, dv. All f32.
+void lower_attention_grad(KernelLowering& lowering, const AttentionShape& shape);
+
+}  // namespace kumi

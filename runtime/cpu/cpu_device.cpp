@@ -1,0 +1,204 @@
+// The CPU device: kernels compiled by Clang in the process, matrix products by oneDNN, both on one
+// OpenMP team of threads (libgomp's, which oneDNN uses as well, so that threads never wait for those
+// of another pool). Objects of one device may be prepared in parallel but run one at a time.
+#include <dnnl_config.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+
+#include "codegen/cpu/clang_compiler.h"
+#include "codegen/kernel_cache.h"
+#include "graph/error.h"
+#include "runtime/cpu/host_memory.h"
+#include "runtime/cpu/kernel_loader.h"
+#include "runtime/cpu/onednn_matmul.h"
+#include "runtime/cpu/thread_count.h"
+#include "runtime/device.h"
+
+static_assert(DNNL_CPU_THREADING_RUNTIME == DNNL_RUNTIME_OMP, "oneDNN must share the OpenMP team");
+
+namespace kumi {
+namespace {
+
+// Element operations below which waking the other threads costs more than they save: about 10 us.
+constexpr int64_t kLeastParallelWork = 16384;
+// Iterations of a light loop go to threads in blocks that all vector widths and unrolling factors
+// divide, so that an element is computed by the same instructions whatever the number of threads.
+constexpr int64_t kVectorBlock = 64;
+
+using PhaseFunction = void (*)(void* const* buffers, long begin, long end);
+
+class CpuKernel : public Callable {
+ public:
+  CpuKernel(const Kernel& kernel, std::shared_ptr<LoadedObject> object, int threads)
+      : object_(std::move(object)), threads_(threads) {
+    for (const KernelPhase& phase : kernel.phases) {
+      if (phase.extent <= 0) continue;
+      Step step;
+      step.function = reinterpret_cast<PhaseFunction>(object_->function(phase.symbol));
+      step.extent = phase.extent;
+      step.parallel = threads > 1 && phase.extent > 1 && phase.work >= kLeastParallelWork;
+      // Rows and other heavy iterations are split one by one.
+      bool light = phase.work / phase.extent <= kLeastParallelWork / kVectorBlock;
+      step.grain = light ? kVectorBlock : 1;
+      steps_.push_back(step);
+    }
+  }
+
+  void run(void* const* buffers) override {
+    for (const Step& step : steps_) {
+      if (!step.parallel) {
+        step.function(buffers, 0, step.extent);
+        continue;
+      }
+      // All threads or one: libgomp ends threads that a smaller team leaves over.
+#pragma omp parallel num_threads(threads_)
+      {
+        IterationRange range =
+            range_of_thread(omp_get_thread_num(), omp_get_num_threads(), step.extent, step.grain);
+        if (range.begin < range.end) step.function(buffers, range.begin, range.end);
+      }
+    }
+  }
+
+ private:
+  struct Step {
+    PhaseFunction function = nullptr;
+    int64_t extent = 0;
+    int64_t grain = 1;
+    bool parallel = false;
+  };
+  std::shared_ptr<LoadedObject> object_;
+  int threads_;
+  std::vector<Step> steps_;
+};
+
+class CpuDevice : public Device {
+ public:
+  CpuDevice()
+      : threads_(choose_thread_count()),
+        cache_(KernelCache::default_directory()),
+        scratch_(std::make_shared<ScratchMemory>()) {}
+
+  std::string description() const override {
+    return concat("cpu: ", threads_, threads_ == 1 ? " thread, " : " threads, ", host_instruction_set(),
+                  ", oneDNN ", onednn_version(), ", Clang ", host_compiler_version());
+  }
+
+  void* allocate(size_t bytes) override { return memory_.allocate(bytes); }
+  void free(void* memory) override { memory_.free(memory); }
+  void copy_from_host(void* device_memory, const void* host_memory, size_t bytes) override {
+    if (bytes > 0) memcpy(device_memory, host_memory, bytes);
+  }
+  void copy_to_host(void* host_memory, const void* device_memory, size_t bytes) override {
+    if (bytes > 0) memcpy(host_memory, device_memory, bytes);
+  }
+
+  std::vector<std::unique_ptr<Callable>> compile(const std::vector<Kernel>& kernels,
+                                                 CompileStatistics* statistics) override;
+
+  std::unique_ptr<Callable> matmul(const MatmulCall& call) override {
+    return make_onednn_matmul(call, threads_, scratch_);
+  }
+
+ private:
+  std::shared_ptr<LoadedObject> load(const Kernel& kernel, bool* from_cache);
+
+  int threads_;
+  KernelCache cache_;
+  KernelLoader loader_;
+  HostMemory memory_;
+  std::shared_ptr<ScratchMemory> scratch_;
+};
+
+// A source with its linked object, or with why there is none.
+struct DistinctKernel {
+  explicit DistinctKernel(const Kernel* first) : kernel(first) {}
+
+  const Kernel* kernel;  // the first with this source
+  std::shared_ptr<LoadedObject> object;
+  bool from_cache = false;
+  std::optional<Error> error;
+};
+
+std::shared_ptr<LoadedObject> CpuDevice::load(const Kernel& kernel, bool* from_cache) {
+  std::string key = kernel_cache_key({host_compiler_identity(), kernel.source});
+  std::optional<std::string> object = cache_.load(key);
+  *from_cache = object.has_value();
+  if (!object) {
+    object = compile_host_object(kernel.name, kernel.source);
+    cache_.store(key, *object);
+  }
+  std::shared_ptr<LoadedObject> loaded = loader_.load(*object);
+  // Linking happens at the first look-up; here it is done by the compiling threads.
+  for (const KernelPhase& phase : kernel.phases) loaded->function(phase.symbol);
+  return loaded;
+}
+
+std::vector<std::unique_ptr<Callable>> CpuDevice::compile(const std::vector<Kernel>& kernels,
+                                                          CompileStatistics* statistics) {
+  auto start = std::chrono::steady_clock::now();
+  std::vector<DistinctKernel> distinct;
+  std::unordered_map<std::string_view, size_t> index_of_source;
+  for (const Kernel& kernel : kernels)
+    if (index_of_source.emplace(kernel.source, distinct.size()).second) distinct.emplace_back(&kernel);
+
+  std::atomic<size_t> next = 0;
+  auto work = [&] {
+    for (size_t i = next++; i < distinct.size(); i = next++) {
+      DistinctKernel& one = distinct[i];
+      try {
+        one.object = load(*one.kernel, &one.from_cache);
+      } catch (const Error& error) {
+        one.error = error;
+      } catch (const std::exception& error) {
+        one.error = Error(concat("compiling the kernel '", one.kernel->name, "' failed: ", error.what()));
+      }
+    }
+  };
+  {
+    std::vector<std::jthread> helpers;
+    size_t wanted = std::min<size_t>(static_cast<size_t>(threads_), distinct.size());
+    for (size_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
+    work();
+  }
+  // The order of the kernels, not of the threads, decides what the message says first.
+  std::optional<Error> failure;
+  for (DistinctKernel& one : distinct) {
+    if (!one.error) continue;
+    if (failure)
+      failure->also(std::move(*one.error));
+    else
+      failure = std::move(one.error);
+  }
+  if (failure) throw *failure;
+
+  std::vector<std::unique_ptr<Callable>> callables;
+  for (const Kernel& kernel : kernels)
+    callables.push_back(
+        std::make_unique<CpuKernel>(kernel, distinct[index_of_source.at(kernel.source)].object, threads_));
+  if (statistics != nullptr) {
+    statistics->kernels = static_cast<int64_t>(kernels.size());
+    statistics->distinct = static_cast<int64_t>(distinct.size());
+    statistics->cache_hits = std::count_if(distinct.begin(), distinct.end(),
+                                           [](const DistinctKernel& one) { return one.from_cache; });
+    statistics->seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+  return callables;
+}
+
+}  // namespace
+}  // namespace kumi
+
+extern "C" [[gnu::visibility("default")]] kumi::Device* kumi_open_device() {
+  return new kumi::CpuDevice();
+}

@@ -1,0 +1,24 @@
+// How many threads the CPU device computes with, and how a parallel loop is split over them.
+//
+// Matrix products and element-wise loops are limited by a core's arithmetic units or by memory, so a
+// second hardware thread on the same core gains nothing: the default is one thread a core.
+#pragma once
+
+#include <cstdint>
+
+namespace kumi {
+
+// KUMI_THREADS, else OMP_NUM_THREADS, else the physical cores that the process may use: those of its
+// affinity mask, no more than its control group's share of processor time. Throws Error if KUMI_THREADS
+// is no number.
+int choose_thread_count();
+
+struct IterationRange {
+  int64_t begin = 0, end = 0;
+};
+
+// The part of [0, extent) of one thread: contiguous, in multiples of `grain`, sizes equal to within one
+// grain.
+IterationRange range_of_thread(int thread, int threads, int64_t extent, int64_t grain);
+
+}  // namespace kumi

@@ -1,0 +1,251 @@
+#include "runtime/executor.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+namespace kumi {
+namespace {
+
+constexpr int64_t kAlignment = 64;
+
+int64_t add_bytes(int64_t a, int64_t b) {
+  int64_t sum = 0;
+  if (__builtin_add_overflow(a, b, &sum)) throw Error("the plan needs more than 2^63 bytes of memory");
+  return sum;
+}
+
+int64_t aligned(int64_t bytes) {
+  return add_bytes(bytes, kAlignment - 1) / kAlignment * kAlignment;
+}
+
+std::string described(DType dtype, const std::vector<int64_t>& shape) {
+  return concat(to_string(dtype), to_string(shape));
+}
+
+bool same_shape(const Shape& expected, const std::vector<int64_t>& found) {
+  return expected.size() == found.size() &&
+         std::equal(found.begin(), found.end(), expected.begin(),
+                    [](int64_t n, const Dim& dim) { return dim.constant() == n && dim.is_number(); });
+}
+
+template <typename T>
+void check_range(const PlanPort& port, const Feed& feed) {
+  const int64_t limit = port.range->limit;
+  const std::optional<int64_t> ignored = port.range->ignored;
+  const auto* values = static_cast<const std::byte*>(feed.data);
+  int64_t count = 1;
+  for (int64_t n : feed.shape) count *= n;
+  for (int64_t i = 0; i < count; ++i) {
+    T value;
+    std::memcpy(&value, values + i * sizeof value, sizeof value);
+    if ((value >= 0 && value < limit) || (ignored && value == *ignored)) continue;
+    std::vector<int64_t> place(feed.shape.size());
+    int64_t rest = i;
+    for (size_t axis = place.size(); axis-- > 0; rest /= feed.shape[axis])
+      place[axis] = rest % feed.shape[axis];
+    throw Error(concat("the input '", port.name, "' holds ", value, " at position ", to_string(place)))
+        .expected(concat("a value from 0 to ", limit - 1,
+                         ignored ? concat(", or ", *ignored, " for none") : std::string()));
+  }
+}
+
+void check(const PlanPort& port, const Feed& feed) {
+  if (feed.dtype != port.type.dtype || !same_shape(port.type.shape, feed.shape))
+    throw Error(concat("the input '", port.name, "' is fed ", described(feed.dtype, feed.shape)))
+        .expected(display(port.type));
+  if (!port.range) return;
+  if (feed.dtype == DType::I32) check_range<int32_t>(port, feed);
+  if (feed.dtype == DType::I64) check_range<int64_t>(port, feed);
+}
+
+const Feed* find_feed(std::span<const Feed> feeds, const std::string& name) {
+  for (const Feed& feed : feeds)
+    if (feed.name == name) return &feed;
+  return nullptr;
+}
+
+std::vector<std::string> names_of(const std::vector<PlanPort>& ports) {
+  std::vector<std::string> names;
+  for (const PlanPort& port : ports) names.push_back(port.name);
+  return names;
+}
+
+std::string joined(const std::vector<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text.empty() ? "none" : text;
+}
+
+}  // namespace
+
+Executor::Executor(Plan plan, Device& device)
+    : plan_(std::move(plan)),
+      device_(device),
+      arena_(nullptr, DeviceFree{&device}),
+      states_(nullptr, DeviceFree{&device}) {
+  allocate();
+  compile();
+}
+
+void Executor::allocate() {
+  for (size_t i = 0; i < plan_.states.size(); ++i) {
+    state_index_.emplace(plan_.states[i].name, i);
+    state_offsets_.push_back(state_bytes_);
+    state_bytes_ = add_bytes(state_bytes_, aligned(byte_count(plan_.states[i].type)));
+  }
+  for (const GraphPlan& graph : plan_.graphs) arena_bytes_ = std::max(arena_bytes_, graph.arena_bytes);
+  auto allocate = [&](int64_t bytes, const char* what) {
+    try {
+      return device_.allocate(static_cast<size_t>(std::max(bytes, kAlignment)));
+    } catch (Error& error) {
+      throw error.while_doing(concat("allocating ", bytes, " bytes for ", what));
+    }
+  };
+  states_.reset(allocate(state_bytes_, "the states"));
+  arena_.reset(allocate(arena_bytes_, "the arena"));
+}
+
+void Executor::compile() {
+  kernels_ = device_.compile(plan_.kernels, &statistics_);
+  for (const MatmulCall& call : plan_.matmuls) matmuls_.push_back(device_.matmul(call));
+  for (const GraphPlan& graph : plan_.graphs) {
+    std::vector<Launch>& launches = launches_.emplace_back();
+    for (const Step& step : graph.steps) {
+      Launch& launch = launches.emplace_back();
+      launch.callable = step.kernel != kNone ? kernels_[step.kernel].get() : matmuls_[step.matmul].get();
+      for (const BufferSlot& slot : step.buffers) launch.buffers.push_back(address(slot));
+    }
+  }
+}
+
+void* Executor::address(const BufferSlot& slot) const {
+  if (slot.state == kNone) return static_cast<std::byte*>(arena_.get()) + slot.offset;
+  return static_cast<std::byte*>(states_.get()) + state_offsets_[slot.state] + slot.offset;
+}
+
+size_t Executor::graph_index(std::string_view name) const {
+  std::vector<std::string> names;
+  for (size_t i = 0; i < plan_.graphs.size(); ++i) {
+    if (plan_.graphs[i].name == name) return i;
+    names.push_back(plan_.graphs[i].name);
+  }
+  throw Error(concat("the plan has no graph '", name, "'")).expected("one of " + joined(names));
+}
+
+const GraphPlan& Executor::graph(std::string_view name) const {
+  return plan_.graphs[graph_index(name)];
+}
+
+void Executor::copy_inputs(const GraphPlan& graph, std::span<const Feed> feeds) {
+  for (const Feed& feed : feeds) {
+    auto is_it = [&](const PlanPort& port) { return port.name == feed.name; };
+    if (std::none_of(graph.inputs.begin(), graph.inputs.end(), is_it)) {
+      std::vector<std::string> names = names_of(graph.inputs);
+      throw Error(concat("the graph '", graph.name, "' has no input '", feed.name, "'"))
+          .expected("one of " + joined(names))
+          .hint(did_you_mean(feed.name, names));
+    }
+  }
+  for (const PlanPort& port : graph.inputs) {
+    const Feed* feed = find_feed(feeds, port.name);
+    if (feed == nullptr)
+      throw Error(concat("the input '", port.name, "' is not fed")).expected(display(port.type));
+    check(port, *feed);
+  }
+  // Only now: an error leaves the arena as it was.
+  for (const PlanPort& port : graph.inputs)
+    device_.copy_from_host(address(port.slot), find_feed(feeds, port.name)->data,
+                           static_cast<size_t>(byte_count(port.type)));
+}
+
+void Executor::run(std::string_view name, std::span<const Feed> feeds) {
+  const size_t index = graph_index(name);
+  copy_inputs(plan_.graphs[index], feeds);
+  last_run_ = &plan_.graphs[index];
+  if (!profiling_) {
+    for (Launch& launch : launches_[index]) launch.callable->run(launch.buffers.data());
+    return;
+  }
+  auto before = std::chrono::steady_clock::now();
+  for (Launch& launch : launches_[index]) {
+    launch.callable->run(launch.buffers.data());
+    const auto after = std::chrono::steady_clock::now();
+    launch.seconds += std::chrono::duration<double>(after - before).count();
+    ++launch.runs;
+    before = after;
+  }
+}
+
+const PlanPort& Executor::output_port(std::string_view name) const {
+  if (last_run_ == nullptr) throw Error(concat("the output '", name, "' is read before any graph has run"));
+  for (const PlanPort& port : last_run_->outputs)
+    if (port.name == name) return port;
+  std::vector<std::string> names = names_of(last_run_->outputs);
+  throw Error(concat("the graph '", last_run_->name, "' has no output '", name, "'"))
+      .expected("one of " + joined(names))
+      .hint(did_you_mean(std::string(name), names));
+}
+
+HostTensor Executor::output(std::string_view name) const {
+  const PlanPort& port = output_port(name);
+  HostTensor tensor{port.type.dtype, numbers(port.type.shape), {}};
+  tensor.data.resize(static_cast<size_t>(byte_count(port.type)));
+  device_.copy_to_host(tensor.data.data(), address(port.slot), tensor.data.size());
+  return tensor;
+}
+
+void Executor::read_output(std::string_view name, void* host, int64_t offset, int64_t bytes) const {
+  const PlanPort& port = output_port(name);
+  const int64_t all = byte_count(port.type);
+  if (offset < 0 || bytes < 0 || offset > all || bytes > all - offset)
+    throw Error(concat("bytes ", offset, " + ", bytes, " of the output '", name, "', which has ", all));
+  device_.copy_to_host(host, static_cast<std::byte*>(address(port.slot)) + offset,
+                       static_cast<size_t>(bytes));
+}
+
+float Executor::scalar_output(std::string_view name) const {
+  const PlanPort& port = output_port(name);
+  if (port.type.dtype != DType::F32 || port.type.rank() != 0)
+    throw Error(concat("the output '", name, "' is ", display(port.type))).expected("f32[]");
+  float value = 0;
+  device_.copy_to_host(&value, address(port.slot), sizeof value);
+  return value;
+}
+
+size_t Executor::state_index(const std::string& name) const {
+  auto found = state_index_.find(name);
+  if (found != state_index_.end()) return found->second;
+  std::vector<std::string> names;
+  for (const State& state : plan_.states) names.push_back(state.name);
+  throw Error(concat("there is no state ", quoted(name))).hint(did_you_mean(name, names));
+}
+
+const State& Executor::state(const std::string& name) const {
+  return plan_.states[state_index(name)];
+}
+
+void Executor::read_state(const std::string& name, void* host) const {
+  const auto index = static_cast<int32_t>(state_index(name));
+  device_.copy_to_host(host, address({index, 0}), static_cast<size_t>(byte_count(plan_.states[index].type)));
+}
+
+void Executor::write_state(const std::string& name, const void* host) {
+  const auto index = static_cast<int32_t>(state_index(name));
+  device_.copy_from_host(address({index, 0}), host,
+                         static_cast<size_t>(byte_count(plan_.states[index].type)));
+}
+
+std::vector<StepTime> Executor::profile() const {
+  std::vector<StepTime> times;
+  for (size_t g = 0; g < plan_.graphs.size(); ++g)
+    for (size_t i = 0; i < plan_.graphs[g].steps.size(); ++i) {
+      const Step& step = plan_.graphs[g].steps[i];
+      const Launch& launch = launches_[g][i];
+      times.push_back(
+          {plan_.graphs[g].name, step.name, step.scope, launch.runs, launch.seconds, step.flops, step.bytes});
+    }
+  return times;
+}
+
+}  // namespace kumi

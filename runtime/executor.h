@@ -1,0 +1,105 @@
+// Runs a plan on a device: a loop over a flat list of launches, without policy.
+//
+// Everything is decided when the executor is made: storage of the states, one arena that all graphs
+// share, kernels compiled, and for every launch the pointers to its buffers. A run copies the fed
+// inputs to their places, launches, and leaves the outputs in place to be read; it allocates
+// nothing. Fed values are checked before anything is computed (names, types, shapes, index
+// ranges), since kernels check nothing.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "codegen/plan.h"
+#include "runtime/device.h"
+#include "runtime/host_tensor.h"
+
+namespace kumi {
+
+// Where the time of a launch went, summed over runs (Executor::set_profiling).
+struct StepTime {
+  std::string graph;
+  std::string name;  // of the kernel or op
+  std::string scope;
+  int64_t runs = 0;
+  double seconds = 0;
+  double flops = 0;  // of one run
+  double bytes = 0;
+};
+
+class Executor {
+ public:
+  // Compiles and allocates; states start as zeros. `device` must outlive the executor. Throws Error
+  // if a kernel does not compile or memory does not suffice.
+  Executor(Plan plan, Device& device);
+
+  // Runs one graph. `feeds` gives every input of the graph, in any order, and no others. Throws Error
+  // naming the input, with both types, or the place of the value that is out of range; then nothing
+  // has been computed.
+  void run(std::string_view graph, std::span<const Feed> feeds);
+
+  // An output of the graph that ran last. Throws Error if it has no such output.
+  HostTensor output(std::string_view name) const;
+  // Copies `bytes` bytes of it, beginning `offset` bytes into it.
+  void read_output(std::string_view name, void* host, int64_t offset, int64_t bytes) const;
+  // A scalar f32.
+  float scalar_output(std::string_view name) const;
+
+  // The states' storage, whole: byte_count(type) bytes. Throw Error if there is no such state.
+  void read_state(const std::string& name, void* host) const;
+  void write_state(const std::string& name, const void* host);
+  const State& state(const std::string& name) const;
+  bool has_state(const std::string& name) const { return state_index_.count(name) != 0; }
+
+  const Plan& plan() const { return plan_; }
+  const GraphPlan& graph(std::string_view name) const;
+  const CompileStatistics& compile_statistics() const { return statistics_; }
+  int64_t arena_bytes() const { return arena_bytes_; }
+  int64_t state_bytes() const { return state_bytes_; }
+
+  // From now on every launch is timed.
+  void set_profiling(bool on) { profiling_ = on; }
+  std::vector<StepTime> profile() const;
+
+ private:
+  struct Launch {
+    Callable* callable = nullptr;
+    std::vector<void*> buffers;
+    int64_t runs = 0;
+    double seconds = 0;
+  };
+  struct DeviceFree {
+    Device* device;
+    void operator()(void* memory) const { device->free(memory); }
+  };
+  using DeviceMemory = std::unique_ptr<void, DeviceFree>;
+
+  void allocate();
+  void compile();
+  void* address(const BufferSlot& slot) const;
+  size_t graph_index(std::string_view name) const;
+  const PlanPort& output_port(std::string_view name) const;
+  size_t state_index(const std::string& name) const;
+  void copy_inputs(const GraphPlan& graph, std::span<const Feed> feeds);
+
+  Plan plan_;
+  Device& device_;
+  DeviceMemory arena_;
+  DeviceMemory states_;
+  std::vector<int64_t> state_offsets_;
+  std::unordered_map<std::string, size_t> state_index_;
+  int64_t arena_bytes_ = 0;
+  int64_t state_bytes_ = 0;
+  std::vector<std::unique_ptr<Callable>> kernels_;
+  std::vector<std::unique_ptr<Callable>> matmuls_;
+  std::vector<std::vector<Launch>> launches_;  // by graph
+  CompileStatistics statistics_;
+  const GraphPlan* last_run_ = nullptr;
+  bool profiling_ = false;
+};
+
+}  // namespace kumi

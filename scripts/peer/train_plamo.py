@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+"""The peer of `scripts/bench cpu --peer`: the same PLaMo, batch and optimizer in PyTorch.
+
+Prints one line of JSON: tokens_per_second (median over the timed steps), losses of first and last
+step, threads. Eager mode, F32, torch.optim.AdamW(foreach=True) and clip_grad_norm_, on random tokens.
+"""
+import argparse
+import json
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, hidden, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden))
+        self.eps = eps
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+class Layer(nn.Module):
+    """Attention and SwiGLU MLP in parallel from one normalised input."""
+
+    def __init__(self, a):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = a.heads, a.kv_heads, a.hidden // a.heads
+        self.norm = RMSNorm(a.hidden, a.eps)
+        kv = self.kv_heads * self.head_dim
+        linear = lambda i, o: nn.Linear(i, o, bias=False)
+        self.q, self.k, self.v, self.o = linear(a.hidden, a.hidden), linear(a.hidden, kv), linear(a.hidden, kv), linear(a.hidden, a.hidden)
+        self.gate, self.up, self.down = linear(a.hidden, a.ffn), linear(a.hidden, a.ffn), linear(a.ffn, a.hidden)
+
+    def forward(self, x, cos, sin, mask):
+        b, s, _ = x.shape
+        h = self.norm(x)
+        split = lambda t, n: t.view(b, s, n, self.head_dim).transpose(1, 2)
+        q, k, v = split(self.q(h), self.heads), split(self.k(h), self.kv_heads), split(self.v(h), self.kv_heads)
+        rotate = lambda t: t * cos + torch.cat((-t[..., self.head_dim // 2:], t[..., : self.head_dim // 2]), -1) * sin
+        q, k = rotate(q), rotate(k)
+        repeat = self.heads // self.kv_heads
+        k, v = k.repeat(1, repeat, 1, 1), v.repeat(1, repeat, 1, 1)  # tiled: head i reads i mod kv_heads
+        p = torch.softmax(q @ k.transpose(-1, -2) * self.head_dim**-0.5 + mask, -1)
+        attention = self.o((p @ v).transpose(1, 2).reshape(b, s, -1))
+        return x + attention + self.down(F.silu(self.gate(h)) * self.up(h))
+
+
+class Plamo(nn.Module):
+    def __init__(self, a):
+        super().__init__()
+        self.embed = nn.Embedding(a.vocab, a.hidden)
+        self.layers = nn.ModuleList(Layer(a) for _ in range(a.layers))
+        self.norm = RMSNorm(a.hidden, a.eps)
+        self.head = nn.Linear(a.hidden, a.vocab, bias=False)
+        half = a.hidden // a.heads // 2
+        angle = torch.arange(a.seq)[:, None] * a.rope_base ** (-torch.arange(half) / half)
+        self.register_buffer("cos", torch.cat((angle, angle), -1).cos())
+        self.register_buffer("sin", torch.cat((angle, angle), -1).sin())
+        self.register_buffer("mask", torch.full((a.seq, a.seq), float("-inf")).triu(1))
+        for p in self.parameters():
+            if p.dim() > 1:
+                nn.init.normal_(p, std=0.02)
+
+    def forward(self, tokens):
+        x = self.embed(tokens)
+        for layer in self.layers:
+            x = layer(x, self.cos, self.sin, self.mask)
+        return self.head(self.norm(x))
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in dict(vocab=4096, hidden=256, layers=4, heads=8, kv_heads=2, ffn=704, seq=256, batch=8, steps=20, threads=0).items():
+        p.add_argument(f"--{name}", type=int, default=default)
+    p.add_argument("--eps", type=float, default=1e-6)
+    p.add_argument("--rope_base", type=float, default=10000.0)
+    a = p.parse_args()
+    if a.threads:
+        torch.set_num_threads(a.threads)
+    torch.manual_seed(0)
+    model = Plamo(a)
+    decayed = [w for w in model.parameters() if w.dim() > 1]
+    plain = [w for w in model.parameters() if w.dim() <= 1]
+    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
+                                  lr=1e-3, betas=(0.9, 0.95), eps=1e-8, foreach=True)
+    seconds, losses = [], []
+    for step in range(a.steps + 2):  # two to warm up
+        batch = torch.randint(0, a.vocab, (a.batch, a.seq + 1))
+        begin = time.perf_counter()
+        loss = F.cross_entropy(model(batch[:, :-1]).view(-1, a.vocab), batch[:, 1:].reshape(-1))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        if step >= 2:
+            seconds.append(time.perf_counter() - begin)
+    print(json.dumps({"tokens_per_second": round(a.batch * a.seq / statistics.median(seconds), 1),
+                      "first_loss": round(losses[0], 4), "last_loss": round(losses[-1], 4),
+                      "threads": torch.get_num_threads(), "torch": torch.__version__}))
+
+
+if __name__ == "__main__":
+    main()
