@@ -159,7 +159,9 @@ class PlanMaker {
     builder.parallel(
         count, count,
         [&](Expr i) {
-          builder.store(to, i, placement ? source[i] : Expr(float_attribute(producer.attributes, "value")));
+          builder.store(
+              to, i,
+              placement ? source[i] : constant(type.dtype, float_attribute(producer.attributes, "value")));
         },
         LoopKind::kVector);
     step.name = builder.program().name;

@@ -1,8 +1,10 @@
 #include "codegen/group_lowering.h"
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <memory>
+#include <utility>
 
 #include "codegen/iteration_space.h"
 #include "graph/op.h"
@@ -14,6 +16,8 @@ namespace {
 constexpr int64_t kLongestLocalRow = 16384;
 // Columns summed together by one iteration of a column kernel: two AVX2 vectors of f32.
 constexpr int64_t kColumnBlock = 16;
+// Rows summed by a column kernel before the sum goes into that of all.
+constexpr int64_t kRowBlock = 128;
 
 // "f32[2, 32, 64]", without the names of sizes, so that equal kernels have equal text.
 std::string plain(const Type& type) {
@@ -129,7 +133,7 @@ class GroupLowering {
 
   // The value at an index: of the iteration space's merged axes, or (without merging) of its own axes.
   Expr element(ValueId value, const Index& index) {
-    if (auto found = row_values_.find(value); found != row_values_.end()) return found->second;
+    if (auto found = row_values_.find(value); found != row_values_.end() && !elsewhere_) return found->second;
     if (graph_.producer(value).op == "constant") return constant(graph_.producer(value));
     std::vector<const ExprNode*> key;
     for (const Expr& e : index) key.push_back(e.get());
@@ -137,7 +141,7 @@ class GroupLowering {
       if (auto found = memo_[level].find({value, key}); found != memo_[level].end()) return found->second;
 
     auto inside = inside_.find(value);
-    if (inside == inside_.end() || stored_.count(value) != 0) {
+    if (inside == inside_.end() || (stored_.count(value) != 0 && !elsewhere_)) {
       Buffer source = inside == inside_.end() ? buffer(value, false) : stored_.at(value).buffer;
       Expr address =
           inside != inside_.end() && stored_.at(value).is_local ? index.back() : address_of(value, index);
@@ -164,6 +168,15 @@ class GroupLowering {
       if (node.results[i] == value) wanted = result;
     }
     return wanted;
+  }
+
+  // For indexing ops: any element, not only that of the current row. What is known or stored of the
+  // current row is then of no use: the element is computed again, from memory.
+  Expr element_elsewhere(ValueId value, const Index& index) {
+    const bool outer = std::exchange(elsewhere_, true);
+    Expr result = element(value, index);
+    elsewhere_ = outer;
+    return result;
   }
 
   ColumnFunction row_function(ValueId value) {
@@ -230,9 +243,7 @@ class GroupLowering {
   }
 
   Expr constant(const Node& node) const {
-    double value = float_attribute(node.attributes, "value");
-    DType dtype = graph_.type(node.results[0]).dtype;
-    return is_floating(dtype) ? Expr(value) : cast(dtype, Expr(static_cast<int64_t>(value)));
+    return kumi::constant(graph_.type(node.results[0]).dtype, float_attribute(node.attributes, "value"));
   }
 
   Expr remember(ValueId value, const std::vector<const ExprNode*>& key, Expr expr, const Index& index) {
@@ -434,31 +445,51 @@ class GroupLowering {
     auto finish = lowering.column_finish ? lowering.column_finish : [](Expr e) { return e; };
     Buffer out = buffer(root.results[0], true);
     bool whole_blocks = kept % kColumnBlock == 0;
+    DType dtype = graph_.type(root.results[0]).dtype == DType::F64 ? DType::F64 : DType::F32;
     builder_.parallel((kept + kColumnBlock - 1) / kColumnBlock, work(), [&](Expr block) {
-      Buffer sums = builder_.array("sums", DType::F32, kColumnBlock);
+      Buffer sums = builder_.array("sums", dtype, kColumnBlock);
       Expr base = builder_.let("base", block * Expr(kColumnBlock));
       Expr width = whole_blocks ? Expr(kColumnBlock)
                                 : builder_.let("width", minimum(Expr(kColumnBlock), Expr(kept) - base));
-      builder_.loop(0, width, LoopKind::kVector, [&](Expr j) { builder_.store(sums, j, Expr(0.0)); });
-      builder_.loop(0, rows, LoopKind::kSerial, [&](Expr row) {
-        Index leading = leading_index(row, merged_border);
-        builder_.loop(0, width, LoopKind::kVector, [&](Expr j) {
-          memo_.emplace_back();
-          Index index = leading;
-          if (merged_border == space_->merged_rank()) {
-            // Everything is summed: no kept axis.
-          } else {
-            for (Expr& e : space_->unflatten(base + j, merged_border, space_->merged_rank()))
-              index.push_back(e);
-          }
-          Expr value = element(root.operands[0], index);
-          builder_.store(sums, j,
-                         sums[j] + (lowering.column_element ? lowering.column_element(value) : value));
-          memo_.pop_back();
+      auto each_column = [&](const std::function<void(Expr)>& body) {
+        builder_.loop(0, width, LoopKind::kVector, body);
+      };
+      auto clear = [&](const Buffer& target) {
+        each_column([&](Expr j) { builder_.store(target, j, kumi::constant(dtype, 0)); });
+      };
+      auto add_rows = [&](const Buffer& target, Expr begin, Expr end) {
+        builder_.loop(begin, end, LoopKind::kSerial, [&](Expr row) {
+          Index leading = leading_index(row, merged_border);
+          each_column([&](Expr j) {
+            memo_.emplace_back();
+            Index index = leading;
+            // Nothing is left to index where everything is summed.
+            if (merged_border < space_->merged_rank())
+              for (Expr& e : space_->unflatten(base + j, merged_border, space_->merged_rank()))
+                index.push_back(e);
+            Expr value = element(root.operands[0], index);
+            builder_.store(target, j,
+                           target[j] + (lowering.column_element ? lowering.column_element(value) : value));
+            memo_.pop_back();
+          });
         });
-      });
-      builder_.loop(0, width, LoopKind::kVector,
-                    [&](Expr j) { builder_.store(out, base + j, finish(sums[j])); });
+      };
+      clear(sums);
+      if (rows <= kRowBlock) {
+        add_rows(sums, 0, rows);
+      } else {
+        // In two levels, so that the rounding error grows with the root of what it would.
+        Buffer part = builder_.array("part", dtype, kColumnBlock);
+        builder_.loop(0, (rows + kRowBlock - 1) / kRowBlock, LoopKind::kSerial, [&](Expr rows_block) {
+          clear(part);
+          Expr first = builder_.let("first_row", rows_block * Expr(kRowBlock));
+          Expr end = first + Expr(kRowBlock);
+          add_rows(part, first,
+                   rows % kRowBlock == 0 ? end : builder_.let("end_row", minimum(end, Expr(rows))));
+          each_column([&](Expr j) { builder_.store(sums, j, sums[j] + part[j]); });
+        });
+      }
+      each_column([&](Expr j) { builder_.store(out, base + j, finish(sums[j])); });
     });
   }
 
@@ -487,10 +518,11 @@ class GroupLowering {
   Index row_index_;                      // of the current row, in merged axes
   std::map<ValueId, Expr> row_values_;   // one value a row, already computed
   std::map<ValueId, StoredRow> stored_;  // rows already computed into memory
+  bool elsewhere_ = false;               // an element of any row is being computed
 };
 
 Expr NodeLowering::read(size_t operand, const Index& index) {
-  return group_.element(node().operands[operand], index);
+  return group_.element_elsewhere(node().operands[operand], index);
 }
 int64_t NodeLowering::columns() const {
   return group_.columns();

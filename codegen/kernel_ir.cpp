@@ -110,6 +110,11 @@ Expr f64(double value) {
   return make(std::move(node));
 }
 
+Expr constant(DType dtype, double value) {
+  if (dtype == DType::F64) return f64(value);
+  return is_floating(dtype) ? Expr(value) : cast(dtype, Expr(static_cast<int64_t>(value)));
+}
+
 Expr operator+(Expr a, Expr b) {
   if (both_integers(a, b)) return Expr(a.node().integer + b.node().integer);
   if (is_index(a) && is_integer(b, 0)) return a;
@@ -258,6 +263,7 @@ Expr maximum(Expr a, Expr b) {
   unify(a, b);
   if (both_integers(a, b)) return Expr(std::max(a.node().integer, b.node().integer));
   if (a.dtype() == DType::F32) return call("kumi_max", DType::F32, {a, b});
+  if (a.dtype() == DType::F64) return select(a > b || a != a, a, b);
   return select(a > b, a, b);
 }
 
@@ -265,6 +271,7 @@ Expr minimum(Expr a, Expr b) {
   unify(a, b);
   if (both_integers(a, b)) return Expr(std::min(a.node().integer, b.node().integer));
   if (a.dtype() == DType::F32) return call("kumi_min", DType::F32, {a, b});
+  if (a.dtype() == DType::F64) return select(a < b || a != a, a, b);
   return select(a < b, a, b);
 }
 

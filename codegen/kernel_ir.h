@@ -74,6 +74,8 @@ Expr operator||(Expr a, Expr b);
 Expr select(Expr condition, Expr if_true, Expr if_false);
 Expr cast(DType dtype, Expr value);
 Expr f64(double value);  // an f64 constant
+// A constant of an element type; of 16-bit types it is an f32, as their values are in registers.
+Expr constant(DType dtype, double value);
 
 // Functions of the prelude; f32 (kept f64 for f64 arguments where the prelude has it: exp, sin, cos, floor).
 Expr exp(Expr x);
@@ -87,7 +89,7 @@ Expr pow(Expr x, Expr y);
 Expr sigmoid(Expr x);  // 1 / (1 + exp(-x)), without overflow
 Expr floor(Expr x);
 Expr abs(Expr x);
-Expr maximum(Expr a, Expr b);  // f32 or indices; of f32: NaN if either is
+Expr maximum(Expr a, Expr b);  // of floating-point numbers: NaN if either is
 Expr minimum(Expr a, Expr b);
 
 enum class LoopKind : uint8_t {

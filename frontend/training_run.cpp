@@ -2,8 +2,8 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
-#include <csignal>
 #include <cstdio>
 #include <iostream>
 #include <map>
@@ -14,6 +14,7 @@
 #include "frontend/human.h"
 #include "frontend/model_file.h"
 #include "frontend/progress.h"
+#include "frontend/stop_signals.h"
 #include "frontend/training_data.h"
 #include "runtime/atomic_file.h"
 #include "runtime/checkpoint.h"
@@ -26,31 +27,6 @@ namespace kumi {
 namespace {
 
 namespace fs = std::filesystem;
-
-volatile std::sig_atomic_t stop_requested = 0;
-
-// SIGINT and SIGTERM ask for an orderly end; a second one ends the process at once.
-class StopSignals {
- public:
-  StopSignals() {
-    stop_requested = 0;
-    struct sigaction action = {};
-    action.sa_handler = [](int) { stop_requested = 1; };
-    action.sa_flags = static_cast<int>(SA_RESETHAND) | SA_RESTART;
-    sigaction(SIGINT, &action, &old_interrupt_);
-    sigaction(SIGTERM, &action, &old_terminate_);
-  }
-  ~StopSignals() {
-    sigaction(SIGINT, &old_interrupt_, nullptr);
-    sigaction(SIGTERM, &old_terminate_, nullptr);
-  }
-  StopSignals(const StopSignals&) = delete;
-  StopSignals& operator=(const StopSignals&) = delete;
-
- private:
-  struct sigaction old_interrupt_ = {};
-  struct sigaction old_terminate_ = {};
-};
 
 const PlanPort& token_port(const Plan& plan) {
   const GraphPlan* gradient = nullptr;
@@ -220,7 +196,7 @@ class TrainingRun {
         const fs::path saved = save(step, executor);
         if (step != steps_) progress.note("saved " + saved.string());
       };
-    hooks.should_stop = [] { return stop_requested != 0; };
+    hooks.should_stop = StopSignals::requested;
     TrainingOptions options;
     options.steps = steps_;
     options.accumulation = recipe_.optimizer.accumulation;

@@ -26,14 +26,17 @@ class GraphBuilder {
   // Copies a node of another graph, its operands already translated; names are kept if free.
   std::vector<ValueId> copy(const Graph& from, const Node& node, const std::vector<ValueId>& operands);
 
-  // Shorthands for the arithmetic of gradient rules and the optimizer. Scalars broadcast.
+  // Shorthands for the arithmetic of gradient rules and the optimizer. Scalars broadcast, and numbers
+  // take the element type of what they meet.
   ValueId add(ValueId a, ValueId b) { return call("add", {a, b}); }
   ValueId subtract(ValueId a, ValueId b) { return call("sub", {a, b}); }
   ValueId multiply(ValueId a, ValueId b) { return call("mul", {a, b}); }
   ValueId divide(ValueId a, ValueId b) { return call("div", {a, b}); }
   ValueId constant(double value, Shape shape = {}, DType dtype = DType::F32);
-  ValueId multiply(ValueId a, double factor) { return multiply(a, constant(factor)); }
-  ValueId add(ValueId a, double term) { return add(a, constant(term)); }
+  ValueId multiply(ValueId a, double factor) {
+    return multiply(a, constant(factor, {}, graph_.type(a).dtype));
+  }
+  ValueId add(ValueId a, double term) { return add(a, constant(term, {}, graph_.type(a).dtype)); }
   ValueId reshape(ValueId a, const Shape& shape) { return call("reshape", {a}, {{"shape", shape}}); }
   // Sums a gradient down to the shape that was broadcast: the adjoint of broadcasting.
   ValueId sum_to(ValueId a, const Shape& shape);

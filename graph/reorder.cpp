@@ -4,11 +4,27 @@ namespace kumi {
 
 void reorder(Graph* graph, const std::vector<NodeId>& order) {
   std::vector<Node> nodes;
+  std::vector<Value> values;
+  std::vector<ValueId> new_id(graph->values.size(), kNone);
   nodes.reserve(order.size());
-  for (NodeId n : order) nodes.push_back(std::move(graph->nodes[n]));
+  values.reserve(graph->values.size());
+  for (NodeId n : order) {
+    Node& node = graph->nodes[n];
+    for (ValueId& result : node.results) {
+      Value& value = graph->values[result];
+      value.producer = static_cast<NodeId>(nodes.size());
+      new_id[result] = static_cast<ValueId>(values.size());
+      result = new_id[result];
+      values.push_back(std::move(value));
+    }
+    nodes.push_back(std::move(node));
+  }
+  for (Node& node : nodes)
+    for (ValueId& operand : node.operands)
+      if (operand != kNone) operand = new_id[operand];
+  for (Output& output : graph->outputs) output.value = new_id[output.value];
   graph->nodes = std::move(nodes);
-  for (size_t n = 0; n < graph->nodes.size(); ++n)
-    for (ValueId result : graph->nodes[n].results) graph->values[result].producer = static_cast<NodeId>(n);
+  graph->values = std::move(values);
 }
 
 std::vector<Unit> units_of(const Graph& graph) {

@@ -7,7 +7,9 @@
 
 namespace kumi {
 
-// `order` is a permutation of the node ids; it must be topological (verify() checks the result).
+// `order` is a permutation of the node ids; it must be topological (verify() checks the result). Values
+// are numbered anew in the order of the nodes that produce them, as everywhere, so that a graph and its
+// printed form agree.
 void reorder(Graph* graph, const std::vector<NodeId>& order);
 
 // Consecutive nodes that run together: a fused group, or a node by itself.

@@ -44,12 +44,22 @@ std::vector<std::pair<int64_t, fs::path>> list_checkpoints(const fs::path& direc
   return found;
 }
 
+std::string hash_of(const void* data, size_t size) {
+  char text[17];
+  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(XXH3_64bits(data, size)));
+  return text;
+}
+
 std::string hash_of(const fs::path& path) {
   MappedFile file(path);
-  char text[17];
-  std::snprintf(text, sizeof text, "%016llx",
-                static_cast<unsigned long long>(XXH3_64bits(file.data(), file.size())));
-  return text;
+  return hash_of(file.data(), file.size());
+}
+
+// Of all that the description says but this.
+std::string hash_of_description(nlohmann::json json) {
+  json.erase("hash");
+  const std::string text = json.dump();
+  return hash_of(text.data(), text.size());
 }
 
 // A file name without any directory: damaged information must not lead outside.
@@ -186,6 +196,7 @@ fs::path save_checkpoint(const fs::path& directory, const CheckpointInfo& info,
     nlohmann::json& hashes = json["hashes"] = nlohmann::json::object();
     for (const fs::directory_entry& entry : fs::directory_iterator(out.path()))
       hashes[entry.path().filename().string()] = hash_of(entry.path());
+    json["hash"] = hash_of_description(json);
     write_file_atomically(out.path() / kTrainingFile, json.dump(2) + "\n");
     out.commit();
   } catch (const fs::filesystem_error& failure) {
@@ -210,6 +221,8 @@ Checkpoint open_checkpoint(const fs::path& path) {
   try {
     nlohmann::json json = nlohmann::json::parse(read_file(description));
     Checkpoint checkpoint{path, from_json(json)};
+    if (json.at("hash").get<std::string>() != hash_of_description(json))
+      throw Error("the file is damaged: its contents are not those that were saved").at({description});
     check_hashes(path, json.at("hashes"));
     for (const char* name : {"model.safetensors", "optimizer.safetensors"})
       if (!json.at("hashes").contains(name)) throw Error(concat(name, " is missing"));

@@ -3,7 +3,7 @@
 // A checkpoint is a directory <run>/checkpoints/step-00000100/ that appears in one rename, complete:
 //   model.safetensors      the weights, under their published names
 //   optimizer.safetensors  moments and the step counter
-//   training.json          step, data position, seed, recipe, model settings, hashes of the other files
+//   training.json          step, data position, seed, recipe, model settings, hashes of all files
 //   and copies of small files (the model's source, the tokenizer), so that it stands by itself.
 // Random numbers are functions of seed and counter (runtime/initialize.h), batches of a position
 // (runtime/data_loader.h), so nothing else has to be kept. Reading trusts nothing: every file is

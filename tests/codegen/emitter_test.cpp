@@ -48,7 +48,7 @@ TEST(Emitter, ParenthesesKeepTheMeaning) {
   EXPECT_EQ(printed(a / (b * c)), "x[0] / (x[1] * x[2])");
   EXPECT_EQ(printed(-(-a)), "-(-x[0])");
   EXPECT_EQ(printed(select(a < b, a, b) + c), "(x[0] < x[1] ? x[0] : x[1]) + x[2]");
-  EXPECT_EQ(printed(cast(DType::F32, cast(DType::I32, a + b))), "(float)((int)(x[0] + x[1]))");
+  EXPECT_EQ(printed(cast(DType::F32, cast(DType::I32, a + b))), "(float)(int)(x[0] + x[1])");
   EXPECT_EQ(printed(a + Expr(-2.0)), "x[0] + (-2.0f)");
 }
 

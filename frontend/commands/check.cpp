@@ -1,0 +1,97 @@
+// `kumi check`: errors of a model, or what it costs. Opens no device.
+#include <CLI/CLI.hpp>
+#include <iostream>
+#include <memory>
+
+#include "frontend/commands/commands.h"
+#include "frontend/commands/model_argument.h"
+#include "frontend/human.h"
+#include "frontend/model_file.h"
+#include "graph/cost_summary.h"
+#include "graph/op.h"
+
+namespace kumi {
+namespace {
+
+constexpr int64_t kStateBytesPerParameter = 4 * sizeof(float);  // weight, gradient, two moments
+
+// 26.4e9 -> "26.4 G".
+std::string with_prefix(double number) {
+  const char* prefixes[] = {"", " k", " M", " G", " T", " P", " E"};
+  size_t i = 0;
+  for (; number >= 999.5 && i + 1 < std::size(prefixes); ++i) number /= 1000;
+  char text[64];
+  std::snprintf(text, sizeof text, i == 0 || number >= 99.95 ? "%.0f%s" : "%.1f%s", number, prefixes[i]);
+  return text;
+}
+
+std::string joined(const std::vector<std::string>& parts) {
+  std::string text;
+  for (const std::string& part : parts) text += (text.empty() ? "" : ", ") + part;
+  return text.empty() ? "none" : text;
+}
+
+void print_interface(const Module& module) {
+  const Graph& graph = main_graph(module);
+  std::vector<std::string> sizes, inputs, outputs;
+  for (const auto& [name, value] : module.sizes)
+    sizes.push_back(value ? concat(name, " = ", value->polynomial()) : name);
+  for (NodeId n : graph.inputs())
+    inputs.push_back(concat(string_attribute(graph.nodes[n].attributes, "name"), ": ",
+                            display(graph.type(graph.nodes[n].results[0]))));
+  for (const Output& output : graph.outputs)
+    outputs.push_back(concat(output.name, ": ", display(graph.type(output.value))));
+  std::cout << "sizes       " << joined(sizes) << "\ninputs      " << joined(inputs) << "\noutputs     "
+            << joined(outputs) << "\n";
+}
+
+void print_cost(const CostSummary& cost) {
+  const double forward = cost.total.forward_flops / cost.tokens;
+  std::cout << "FLOPs       " << with_prefix(forward) << " a token forward";
+  if (cost.has_backward)
+    std::cout << ", " << with_prefix(cost.total.backward_flops / cost.tokens) << " backward";
+  std::cout << " (" << with_thousands(static_cast<int64_t>(cost.tokens)) << " tokens a run)\n";
+  std::cout << "memory      " << bytes_text(cost.parameter_bytes) << " parameters, "
+            << bytes_text(cost.total.parameters * kStateBytesPerParameter)
+            << " to train (weights, gradients and two moments in f32), without activations\n\n"
+            << to_string(cost);
+}
+
+// Of a dump: what its passes have found out already.
+void print_planned(const Module& module) {
+  std::cout << "passes      " << joined(module.passes) << "\n";
+  for (const Graph& graph : module.graphs) {
+    std::cout << "graph       " << graph.name << ", "
+              << with_thousands(static_cast<int64_t>(graph.nodes.size())) << " nodes";
+    if (graph.arena_bytes) std::cout << ", " << bytes_text(*graph.arena_bytes) << " arena";
+    std::cout << "\n";
+  }
+}
+
+int check(const ModelArgument& argument) {
+  OpenedModel opened = open_model(argument, std::nullopt, true);
+  const std::vector<std::string> passes = opened.module.passes;
+  const Module module = run_pipeline(std::move(opened.module), opened.options, "infer");
+  std::cout << "model       " << module.name << " (" << argument.path << ")\n";
+  std::cout << "parameters  " << with_thousands(parameter_count(module)) << "\n";
+  print_interface(module);
+  if (module.find_graph("forward") != nullptr && !module.has_run("fuse"))
+    print_cost(summarize_cost(module));
+  else
+    print_planned(module);
+  return kExitSuccess;
+}
+
+}  // namespace
+
+void add_check_command(CLI::App& app, CommandAction* run) {
+  auto argument = std::make_shared<ModelArgument>();
+  CLI::App* command = app.add_subcommand("check", "Checks a model or a recipe, and prints what it costs");
+  add_model_argument(command, argument.get());
+  command->footer(
+      "Errors have file, line and column. Costs are those of the free sizes' defaults, or of --size.\n"
+      "Example: kumi check models/plamo.kumi --set model.layers=8 --size seq=1024");
+  command->callback([run, argument] { *run = [argument] { return check(*argument); }; });
+}
+
+}  // namespace kumi

@@ -1,0 +1,85 @@
+// `kumi train`: a training run from a recipe.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cctype>
+#include <cstring>
+#include <iostream>
+#include <memory>
+
+#include "frontend/commands/commands.h"
+#include "frontend/commands/model_argument.h"
+#include "frontend/training_run.h"
+
+namespace kumi {
+namespace {
+
+struct TrainOptions {
+  std::string recipe, model, log, export_file, profile;
+  std::vector<std::string> settings;
+  bool resume = false;
+};
+
+// As a shell takes it.
+std::string shell_word(const std::string& word) {
+  const auto is_plain = [](unsigned char c) {
+    return std::isalnum(c) || std::strchr("-_./=,:+@%", c) != nullptr;
+  };
+  if (!word.empty() && std::all_of(word.begin(), word.end(), is_plain)) return word;
+  std::string text = "'";
+  for (char c : word) text += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return text + "'";
+}
+
+std::string command_line(const TrainOptions& options) {
+  std::string line = "kumi train " + shell_word(options.recipe);
+  auto add = [&line](const char* name, const std::string& value) {
+    if (!value.empty()) line += concat(" ", name, " ", shell_word(value));
+  };
+  add("--model", options.model);
+  for (const std::string& setting : options.settings) add("--set", setting);
+  add("--log", options.log);
+  add("--export", options.export_file);
+  add("--profile", options.profile);
+  return line;
+}
+
+int train(const TrainOptions& options) {
+  std::vector<Override> overrides;
+  if (!options.model.empty()) overrides.push_back({"model.path", options.model});
+  if (!options.log.empty()) overrides.push_back({"log.file", options.log});
+  for (const std::string& text : options.settings) overrides.push_back(parse_override(text));
+  const Recipe recipe = load_recipe(options.recipe, overrides);
+  TrainingRequest request;
+  request.resume = options.resume;
+  request.export_file = options.export_file;
+  request.profile_file = options.profile;
+  request.command = command_line(options);
+  return run_training(recipe, request, std::cout);
+}
+
+}  // namespace
+
+void add_train_command(CLI::App& app, CommandAction* run) {
+  auto options = std::make_shared<TrainOptions>();
+  CLI::App* command = app.add_subcommand("train", "Trains a model as a recipe says");
+  command->add_option("RECIPE", options->recipe, "a recipe (frontend/recipe.proto, in text format)")
+      ->required();
+  command->add_option("--model", options->model, "the model's source, instead of the recipe's")
+      ->type_name("FILE");
+  add_repeated(command, "--set", &options->settings,
+               "sets a field of the recipe (optimizer.clip=0.5) or a parameter of the model "
+               "(model.hidden=256); repeatable. Paths are relative to the working directory");
+  command->add_flag("--resume", options->resume, "goes on from the newest checkpoint of the recipe's output");
+  command->add_option("--log", options->log, "the log, one JSON object a step; default <output>/log.jsonl")
+      ->type_name("FILE");
+  command->add_option("--export", options->export_file, "writes the trained weights as safetensors")
+      ->type_name("FILE");
+  command->add_option("--profile", options->profile, "writes the time of each kernel as JSON")
+      ->type_name("FILE");
+  command->footer(
+      "Ctrl-C saves a checkpoint and ends with status 130; --resume goes on as if nothing had happened.\n"
+      "Example: kumi train models/plamo-tiny.txtpb --set model.layers=4 --set steps=200");
+  command->callback([run, options] { *run = [options] { return train(*options); }; });
+}
+
+}  // namespace kumi

@@ -1,0 +1,176 @@
+// The golden runs: training computed in double precision by PyTorch's autograd, reproduced by `kumi`.
+//
+// The folder is ${KUMI_GOLDEN_DIR}, else ../shared/golden beside the source tree; without it these
+// tests are skipped. Everything a case needs is in its case.json. Tolerances are for f32: losses 1e-5
+// relative; logits 1e-5 of the largest logit; a gradient and a trained weight 1e-4 of its norm.
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "runtime/atomic_file.h"
+#include "tests/support/json_lines.h"
+#include "tests/support/run_command.h"
+#include "tests/support/temporary_folder.h"
+#include "tests/support/tensors.h"
+
+namespace kumi::testing {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr double kLossTolerance = 1e-5;
+constexpr double kLogitTolerance = 1e-5;
+constexpr double kGradientTolerance = 1e-4;
+constexpr double kGradientNormTolerance = 1e-4;
+constexpr double kWeightTolerance = 1e-4;
+// GPT-2's attention does not depend on the keys' bias, so its gradient is rounding noise, which AdamW
+// turns into steps of full size.
+constexpr double kNoisyWeightTolerance = 1e-3;
+constexpr char kNoisyWeight[] = "attn.c_attn.bias";
+
+fs::path golden_folder() {
+  if (const char* folder = std::getenv("KUMI_GOLDEN_DIR"); folder != nullptr && *folder != '\0') return folder;
+  return fs::path(KUMI_SOURCE_DIR) / ".." / "shared" / "golden";
+}
+
+struct GoldenCase {
+  fs::path folder;
+  nlohmann::json json;
+
+  fs::path file(const std::string& name) const { return folder / (name + ".safetensors"); }
+  fs::path model() const {
+    return fs::path(KUMI_SOURCE_DIR) / "models" / (json.at("config").at("arch").get<std::string>() + ".kumi");
+  }
+  int steps() const { return json.at("steps"); }
+
+  // `--set model.NAME=VALUE` of every entry of "config" that describes the model and not its data.
+  std::vector<std::string> model_settings() const {
+    std::vector<std::string> arguments;
+    for (const auto& [name, value] : json.at("config").items()) {
+      const bool is_about_data =
+          name == "arch" || name == "batch" || name == "seq" || name == "seed" || name == "masked";
+      if (is_about_data) continue;
+      arguments.insert(arguments.end(), {"--set", "model." + name + "=" + value.dump()});
+    }
+    return arguments;
+  }
+
+  std::vector<std::string> optimizer_settings() const {
+    std::vector<std::string> arguments;
+    for (const auto& [name, value] : json.at("optimizer").items())
+      arguments.insert(arguments.end(),
+                       {"--set", "optimizer." + (name == "lr" ? "learning_rate" : name) + "=" + value.dump()});
+    return arguments;
+  }
+};
+
+class Golden : public ::testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    case_.folder = golden_folder() / GetParam();
+    if (!fs::exists(case_.folder / "case.json"))
+      GTEST_SKIP() << "there is no golden run " << case_.folder << "; set KUMI_GOLDEN_DIR to their folder";
+    case_.json = nlohmann::json::parse(read_file(case_.folder / "case.json"));
+  }
+
+  // `kumi train` of all steps; compares losses, gradient norms and the trained weights.
+  void train_and_compare(const std::vector<std::string>& more_settings) {
+    std::vector<std::string> arguments = {
+        "train", std::string(KUMI_SOURCE_DIR) + "/models/replay.txtpb", "--model", case_.model().string()};
+    const auto add = [&](const std::vector<std::string>& more) {
+      arguments.insert(arguments.end(), more.begin(), more.end());
+    };
+    add(case_.model_settings());
+    add(case_.optimizer_settings());
+    add({"--set", "init_from=" + case_.file("weights").string()});
+    add({"--set", "data.batches=" + case_.file("batches").string()});
+    add({"--log", (folder_ / "log.jsonl").string()});
+    add({"--export", (folder_ / "after.safetensors").string()});
+    add(more_settings);
+    const CommandResult result = run_kumi(arguments);
+    ASSERT_EQ(result.status, 0) << result.description();
+
+    const NamedTensors expected = read_tensors(case_.file("expected"));
+    const std::vector<nlohmann::json> steps = read_steps(folder_ / "log.jsonl");
+    ASSERT_EQ(steps.size(), static_cast<size_t>(case_.steps()));
+    for (size_t i = 0; i < steps.size(); ++i) {
+      SCOPED_TRACE(::testing::Message() << "step " << i + 1);
+      EXPECT_EQ(steps[i].at("step"), i + 1);
+      const double loss = steps[i].at("loss"), norm = steps[i].at("grad_norm");
+      EXPECT_LE(relative_difference(loss, expected.at("losses").data[i]), kLossTolerance) << loss;
+      EXPECT_LE(relative_difference(norm, expected.at("grad_norms").data[i]), kGradientNormTolerance) << norm;
+    }
+    compare(read_tensors(folder_ / "after.safetensors"), "", expected, "after.", [](const std::string& name) {
+      return name.ends_with(kNoisyWeight) ? kNoisyWeightTolerance : kWeightTolerance;
+    });
+  }
+
+  // Every tensor PREFIX.name of `expected` against its counterpart; none may be missing or too many.
+  template <typename Tolerance>
+  static void compare(const NamedTensors& found, const std::string& found_prefix, const NamedTensors& expected,
+                      const std::string& expected_prefix, Tolerance tolerance) {
+    size_t compared = 0;
+    for (const auto& [name, tensor] : expected) {
+      if (!name.starts_with(expected_prefix)) continue;
+      const std::string weight = name.substr(expected_prefix.size());
+      ASSERT_TRUE(found.contains(found_prefix + weight)) << weight;
+      EXPECT_LE(relative_distance(found.at(found_prefix + weight), tensor), tolerance(weight)) << weight;
+      ++compared;
+    }
+    EXPECT_GT(compared, 0u);
+    size_t found_count = 0;
+    for (const auto& entry : found) found_count += entry.first.starts_with(found_prefix) ? 1 : 0;
+    EXPECT_EQ(found_count, compared);
+  }
+
+  GoldenCase case_;
+  TemporaryFolder folder_;
+};
+
+TEST_P(Golden, FirstStepHasTheSameLogitsLossAndGradients) {
+  const fs::path out = folder_ / "out.safetensors";
+  std::vector<std::string> arguments = {"run", case_.model().string()};
+  for (const std::string& argument : case_.model_settings()) arguments.push_back(argument);
+  for (const std::string& argument :
+       {std::string("--weights"), case_.file("weights").string(), std::string("--feed"),
+        case_.file("batches").string(), std::string("--index"), std::string("0"), std::string("--grad"),
+        std::string("--out"), out.string()})
+    arguments.push_back(argument);
+  const CommandResult result = run_kumi(arguments);
+  ASSERT_EQ(result.status, 0) << result.description();
+
+  const NamedTensors found = read_tensors(out);
+  const NamedTensors expected = read_tensors(case_.file("expected"));
+  EXPECT_LE(largest_difference(found.at("logits"), expected.at("logits")), kLogitTolerance);
+  ASSERT_EQ(found.at("loss").data.size(), 1u);
+  EXPECT_LE(relative_difference(found.at("loss").data[0], expected.at("losses").data[0]), kLossTolerance);
+  compare(found, "grad.", expected, "grad.", [](const std::string&) { return kGradientTolerance; });
+}
+
+TEST_P(Golden, TrainingHasTheSameLossesAndWeights) {
+  train_and_compare({});
+}
+
+// The mean over all unmasked labels of the global batch must not depend on how it is cut.
+TEST_P(Golden, MicroBatchesGiveTheSameAsTheWholeBatch) {
+  const int batch = case_.json.at("config").at("batch");
+  int parts = 0;
+  for (const int candidate : {3, 2})
+    if (parts == 0 && batch % candidate == 0) parts = candidate;
+  ASSERT_GT(parts, 0);
+  train_and_compare({"--set", "data.batch_size=" + std::to_string(batch / parts), "--set",
+                     "accumulation=" + std::to_string(parts)});
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, Golden, ::testing::Values("plamo-a", "plamo-d", "llama-a", "gpt2-a"),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           for (char& c : name)
+                             if (c == '-') c = '_';
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace kumi::testing

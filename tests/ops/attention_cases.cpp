@@ -1,0 +1,37 @@
+#include "tests/ops/op_cases.h"
+
+namespace kumi::testing {
+
+std::vector<OpCase> attention_cases() {
+  struct Line {
+    int64_t batch, heads, kv_heads, seq, head_dim;
+    bool causal;
+    const char* groups;
+    double scale;
+  };
+  const Line kLines[] = {
+      {1, 1, 1, 1, 1, true, "grouped", 0},    {1, 1, 1, 1, 4, false, "grouped", 0},
+      {1, 2, 2, 5, 3, true, "grouped", 0},    {2, 2, 1, 7, 4, false, "tiled", 0.3},
+      {1, 4, 2, 9, 8, true, "grouped", 0},    {1, 4, 2, 9, 8, true, "tiled", 0},
+      {1, 6, 3, 16, 16, false, "grouped", 0}, {1, 6, 2, 17, 16, true, "tiled", 0.7},
+      {2, 2, 2, 64, 8, true, "grouped", 0},   {1, 2, 1, 65, 8, true, "grouped", 0},
+      {1, 2, 1, 65, 8, false, "tiled", 0},    {1, 1, 1, 130, 20, true, "grouped", 0},
+      {1, 3, 1, 67, 32, false, "grouped", 0}, {1, 2, 2, 33, 128, true, "grouped", 0},
+  };
+  std::vector<OpCase> cases;
+  uint32_t seed = 1;
+  for (const Line& l : kLines) {
+    TestOperand q = f32({l.batch, l.heads, l.seq, l.head_dim}),
+                k = f32({l.batch, l.kv_heads, l.seq, l.head_dim});
+    Attributes attributes = {{"causal", l.causal}, {"groups", std::string(l.groups)}, {"scale", l.scale}};
+    // The log-sum-exp has no gradient.
+    cases.push_back({"attention", {q, k, k}, attributes, ++seed, {0}});
+    cases.push_back({"attention_grad",
+                     {q, k, k, result_of("attention", 0), result_of("attention", 1), q},
+                     attributes,
+                     ++seed});
+  }
+  return cases;
+}
+
+}  // namespace kumi::testing

@@ -1,0 +1,14 @@
+#include "tests/ops/op_cases.h"
+
+namespace kumi::testing {
+
+std::vector<OpCase> rope_cases() {
+  return {
+      {"rope", {f32({1, 2})}},       {"rope", {f32({5, 2})}, {{"inverse", true}}},
+      {"rope", {f32({7, 6})}},       {"rope", {f32({2, 9, 34})}, {{"base", 100.0}}},
+      {"rope", {f32({2, 3, 5, 8})}}, {"rope", {f32({2, 3, 5, 8})}, {{"inverse", true}, {"base", 500000.0}}},
+      {"rope", {f32({3, 300, 64})}}, {"rope", {bf16({2, 5, 8})}},
+  };
+}
+
+}  // namespace kumi::testing
