@@ -76,7 +76,21 @@ std::vector<Type> infer_statistics(const InferContext& context) {
   return {type, type};
 }
 
-// ---- Gradient rules.
+// ---- Gradient rules. What they multiply and add up is in f32, as in the kernels.
+
+ValueId converted(GraphBuilder& builder, ValueId value, DType dtype) {
+  return builder.graph().type(value).dtype == dtype ? value
+                                                    : builder.call("cast", {value}, {{"dtype", dtype}});
+}
+ValueId as_f32(GraphBuilder& builder, ValueId value) {
+  return converted(builder, value, DType::F32);
+}
+
+// The sum over rows, as the vector's gradient.
+ValueId summed_to_vector(GradientContext& context, ValueId rows, size_t operand) {
+  Type vector = context.type(context.operand(operand));
+  return converted(context.builder, context.builder.sum_to(rows, vector.shape), vector.dtype);
+}
 
 std::vector<ValueId> gradient_of_rms_norm(GradientContext& context) {
   GraphBuilder& builder = context.builder;
@@ -86,8 +100,8 @@ std::vector<ValueId> gradient_of_rms_norm(GradientContext& context) {
   if (context.needed[0]) gradients[0] = builder.call("rms_norm_grad", {x, weight, dy}, attributes);
   if (context.needed[1]) {
     ValueId r = builder.call("inverse_rms", {x}, attributes);
-    ValueId normalized = builder.multiply(x, r);
-    gradients[1] = builder.sum_to(builder.multiply(dy, normalized), context.type(weight).shape);
+    ValueId normalized = builder.multiply(as_f32(builder, x), r);
+    gradients[1] = summed_to_vector(context, builder.multiply(as_f32(builder, dy), normalized), 1);
   }
   return gradients;
 }
@@ -99,22 +113,21 @@ std::vector<ValueId> gradient_of_inverse_rms(GradientContext& context) {
   ValueId cube = builder.multiply(builder.multiply(r, r), r);
   ValueId factor =
       builder.multiply(builder.multiply(cube, context.gradient()), -1 / last_size(builder.graph(), x));
-  return {builder.multiply(x, factor)};
+  return {converted(builder, builder.multiply(as_f32(builder, x), factor), context.type(x).dtype)};
 }
 
 std::vector<ValueId> gradient_of_layer_norm(GradientContext& context) {
   GraphBuilder& builder = context.builder;
-  ValueId x = context.operand(0), weight = context.operand(1), bias = context.operand(2),
-          dy = context.gradient();
+  ValueId x = context.operand(0), weight = context.operand(1), dy = context.gradient();
   const Attributes& attributes = context.node.attributes;
   std::vector<ValueId> gradients = {kNone, kNone, kNone};
   if (context.needed[0]) gradients[0] = builder.call("layer_norm_grad", {x, weight, dy}, attributes);
   if (context.needed[1]) {
     std::vector<ValueId> statistics = builder.build("layer_norm_statistics", {x}, attributes);
-    ValueId z = builder.multiply(builder.subtract(x, statistics[0]), statistics[1]);
-    gradients[1] = builder.sum_to(builder.multiply(dy, z), context.type(weight).shape);
+    ValueId z = builder.multiply(builder.subtract(as_f32(builder, x), statistics[0]), statistics[1]);
+    gradients[1] = summed_to_vector(context, builder.multiply(as_f32(builder, dy), z), 1);
   }
-  if (context.needed[2]) gradients[2] = builder.sum_to(dy, context.type(bias).shape);
+  if (context.needed[2]) gradients[2] = summed_to_vector(context, as_f32(builder, dy), 2);
   return gradients;
 }
 
@@ -128,13 +141,13 @@ std::vector<ValueId> gradient_of_statistics(GradientContext& context) {
   if (context.gradient(1) != kNone) {
     ValueId cube = builder.multiply(builder.multiply(s, s), s);
     ValueId factor = builder.multiply(builder.multiply(cube, context.gradient(1)), -scale);
-    dx = builder.multiply(builder.subtract(x, mean), factor);
+    dx = builder.multiply(builder.subtract(as_f32(builder, x), mean), factor);
   }
   if (context.gradient(0) != kNone) {
     ValueId share = builder.multiply(context.gradient(0), scale);
     dx = dx == kNone ? builder.call("broadcast", {share}, {{"shape", shape}}) : builder.add(dx, share);
   }
-  return {dx};
+  return {converted(builder, dx, context.type(x).dtype)};
 }
 
 // ---- Kernels. Everything is in f32; x is loaded widened.

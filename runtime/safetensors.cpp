@@ -240,13 +240,16 @@ SafetensorsFile::SafetensorsFile(std::filesystem::path path) : file_(std::move(p
       fail(concat("tensor ", print_name(entry.name), ": the name is given twice"));
 
   // In the order of the data; empty tensors before the one that begins at the same place.
-  std::stable_sort(reader.entries.begin(), reader.entries.end(),
-                   [](const Entry& a, const Entry& b) { return *a.offsets < *b.offsets; });
+  std::vector<const Entry*> order;
+  for (const Entry& entry : reader.entries) order.push_back(&entry);
+  std::stable_sort(order.begin(), order.end(),
+                   [](const Entry* a, const Entry* b) { return *a->offsets < *b->offsets; });
   const std::byte* data = file_.data() + kLengthBytes + header_bytes;
   const uint64_t data_bytes = file_.size() - kLengthBytes - header_bytes;
   uint64_t expected_begin = 0;
   const Entry* previous = nullptr;
-  for (const Entry& entry : reader.entries) {
+  for (const Entry* next : order) {
+    const Entry& entry = *next;
     const DType dtype = *entry.dtype;
     const std::vector<int64_t>& shape = *entry.shape;
     auto fail_tensor = [&](const std::string& cause) {

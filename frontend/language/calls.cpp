@@ -23,7 +23,8 @@ std::vector<ValueId> Elaborator::build(const std::string& op, const std::vector<
                                        Attributes attributes, const std::string& wish, Place place) {
   count_step(place);
   if (graph_.nodes.size() >= kMostNodes)
-    throw error(place, concat("the graph has more than ", kMostNodes, " nodes")).hint("look at the model's repeats");
+    throw error(place, concat("the graph has more than ", kMostNodes, " nodes"))
+        .hint("look at the model's repeats");
   builder_.location = location(place);
   return builder_.build(op, operands, std::move(attributes), wish);
 }
@@ -41,7 +42,8 @@ Value Elaborator::call(const Expression& e, Frame& frame, const std::string& wis
     throw error(e.place, concat("'", e.text, "' cannot be called in a model"))
         .expected("inputs and weights: input x: f32[n], weight(\"name\", [n], init = zeros)");
   std::vector<std::string> names = visible_names(&frame);
-  std::erase_if(names, [&](const std::string& name) { return find(&frame, name).binding->function == nullptr; });
+  std::erase_if(names,
+                [&](const std::string& name) { return find(&frame, name).binding->function == nullptr; });
   for (const auto& entry : builtins()) names.push_back(entry.first);
   for (const OpDef* known : all_ops())
     if (!known->is_state_access) names.push_back(known->name);
@@ -58,7 +60,8 @@ std::vector<Elaborator::Actual> Elaborator::evaluate_arguments(const Expression&
     for (const Actual& other : actuals)
       if (!argument.name.empty() && other.name == argument.name)
         throw error(argument.place, concat("the argument '", argument.name, "' is given twice"));
-    actuals.push_back({argument.name, argument.place, evaluate(argument.value[0], frame), &argument.value[0]});
+    actuals.push_back(
+        {argument.name, argument.place, evaluate(argument.value[0], frame), &argument.value[0]});
   }
   return actuals;
 }
@@ -82,12 +85,14 @@ std::vector<const Argument*> Elaborator::match(const Expression& e, const std::v
             .hint(did_you_mean(argument.name, names));
     }
     if (matched[at] != nullptr)
-      throw error(argument.place, concat("the argument '", names[at], "' is given twice")).expected(signature);
+      throw error(argument.place, concat("the argument '", names[at], "' is given twice"))
+          .expected(signature);
     matched[at] = &argument;
   }
   for (size_t i = 0; i < required; ++i)
     if (matched[i] == nullptr)
-      throw error(e.place, concat("'", e.text, "': the argument '", names[i], "' is missing")).expected(signature);
+      throw error(e.place, concat("'", e.text, "': the argument '", names[i], "' is missing"))
+          .expected(signature);
   return matched;
 }
 
@@ -111,7 +116,8 @@ Value Elaborator::call_function(const Expression& e, const Binding& function, Fr
     Binding binding;
     binding.is_variable = true;
     binding.place = parameter.place;
-    binding.value = given[i] != nullptr ? evaluate(given[i]->value[0], frame) : evaluate(parameter.value[0], own);
+    binding.value =
+        given[i] != nullptr ? evaluate(given[i]->value[0], frame) : evaluate(parameter.value[0], own);
     own.names[names[i]] = std::move(binding);
   }
 
@@ -166,7 +172,8 @@ ValueId Elaborator::to_operand(const Actual& actual, const OpDef& op, const std:
     return actual.value.get<Tensors>().values[0];
   builder_.location = location(actual.place);
   if (actual.value.is_number()) return constant_like(to_double(actual.value), actuals);
-  throw error(actual.place, concat("'", op.name, "': the operand is ", kind_of(actual.value))).expected("a tensor");
+  throw error(actual.place, concat("'", op.name, "': the operand is ", kind_of(actual.value)))
+      .expected("a tensor");
 }
 
 // Positional arguments are the operands, and after them attributes in the order of the schema; named ones
@@ -183,7 +190,8 @@ Value Elaborator::call_op(const Expression& e, const OpDef& op, Frame& frame, co
       throw error(actual.place, concat("'", op.name, "': the attribute '", spec.name, "' is given twice"));
     std::optional<Attribute> attribute = to_attribute(actual.value, spec.kind);
     if (!attribute)
-      throw error(actual.place, concat("'", op.name, "': the attribute '", spec.name, "' is ", kind_of(actual.value)))
+      throw error(actual.place,
+                  concat("'", op.name, "': the attribute '", spec.name, "' is ", kind_of(actual.value)))
           .expected(concat(to_string(spec.kind), ": ", spec.doc));
     attributes.emplace_back(spec.name, *std::move(attribute));
   };
@@ -215,7 +223,8 @@ Value Elaborator::call_op(const Expression& e, const OpDef& op, Frame& frame, co
     const bool fits = variadic || i < op.operands.size();
     const bool optional = !variadic && fits && op.operands[i].optional;
     const bool is_tensor = actual.value.is<Tensors>() || actual.value.is<Nothing>();
-    const bool is_operand = next_attribute == 0 && fits && (is_tensor || (actual.value.is_number() && !optional));
+    const bool is_operand =
+        next_attribute == 0 && fits && (is_tensor || (actual.value.is_number() && !optional));
     if (is_operand) {
       operands.push_back(to_operand(actual, op, actuals));
     } else if (next_attribute < op.attributes.size() && !is_tensor) {
@@ -258,12 +267,14 @@ ValueId Elaborator::tensor_argument(const Expression& e, const Argument& argumen
 }
 
 // An axis of a type, counted from 0 or, if negative, from behind.
-size_t Elaborator::axis_argument(const Expression& e, const Argument& argument, const Type& type, Frame& frame) {
+size_t Elaborator::axis_argument(const Expression& e, const Argument& argument, const Type& type,
+                                 Frame& frame) {
   const Dim axis = to_size(argument.value[0], frame, "the axis");
   int64_t at = axis.is_number() ? axis.number() : INT64_MAX;
   if (at < 0) at += type.rank();
   if (at < 0 || at >= type.rank())
-    throw error(argument.place, concat(e.text, ": there is no axis ", axis.display(), " in ", kumi::display(type)))
+    throw error(argument.place,
+                concat(e.text, ": there is no axis ", axis.display(), " in ", kumi::display(type)))
         .expected(concat(-type.rank(), " to ", type.rank() - 1));
   return static_cast<size_t>(at);
 }
@@ -282,7 +293,8 @@ Initializer Elaborator::to_initializer(const Expression& e, Frame& frame) {
   const char* expected = "zeros, ones, constant(value), normal(standard deviation) or uniform(half width)";
   for (const Known& known : kTable) {
     if (e.text != known.name || (e.kind != Expression::kName && e.kind != Expression::kCall)) continue;
-    if (known.has_parameter != (e.kind == Expression::kCall) || e.arguments.size() != (known.has_parameter ? 1 : 0))
+    if (known.has_parameter != (e.kind == Expression::kCall) ||
+        e.arguments.size() != (known.has_parameter ? 1 : 0))
       break;
     Initializer initializer{known.kind, 0};
     if (!known.has_parameter) return initializer;
@@ -291,7 +303,8 @@ Initializer Elaborator::to_initializer(const Expression& e, Frame& frame) {
       throw error(e.place, concat("the initializer's parameter is ", kind_of(value))).expected("a number");
     initializer.parameter = to_double(value);
     if (known.kind != Initializer::kConstant && initializer.parameter < 0)
-      throw error(e.place, concat("the initializer's parameter is ", display(value, graph_))).expected("0 or more");
+      throw error(e.place, concat("the initializer's parameter is ", display(value, graph_)))
+          .expected("0 or more");
     return initializer;
   }
   throw error(e.place, "this is no initializer").expected(expected);
@@ -325,9 +338,9 @@ Value Elaborator::call_weight(const Expression& e, Frame& frame) {
           .expected("1 or more");
   const State* known = module_.find_state(state.name);
   if (known != nullptr && (known->type != state.type || known->initializer != state.initializer))
-    throw error(e.place, concat("the weight '", state.name, "' is declared twice, as ", kumi::display(known->type), " = ",
-                                to_string(known->initializer), " and as ", kumi::display(state.type), " = ",
-                                to_string(state.initializer)))
+    throw error(e.place, concat("the weight '", state.name, "' is declared twice, as ",
+                                kumi::display(known->type), " = ", to_string(known->initializer), " and as ",
+                                kumi::display(state.type), " = ", to_string(state.initializer)))
         .hint("a layer's weights need a scope of their own: repeat layers as i in \"layers.{i}\"");
   Attributes attributes = {{"state", state.name}, {"dtype", state.type.dtype}, {"shape", state.type.shape}};
   std::vector<ValueId> value = build("read", {}, std::move(attributes), to_value_name(state.name), e.place);

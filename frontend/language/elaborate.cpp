@@ -73,7 +73,8 @@ Error Elaborator::error(Place place, const std::string& what_happened) const {
 
 void Elaborator::count_step(Place place) {
   if (++steps_ > kMostSteps)
-    throw error(place, "the model does not come to an end").hint("look at its repeats and recursive functions");
+    throw error(place, "the model does not come to an end")
+        .hint("look at its repeats and recursive functions");
 }
 
 // ------------------------------------------------------------------------------------- definitions
@@ -142,7 +143,8 @@ void Elaborator::apply_settings() {
                          (wants_bool && value.kind != Expression::kBool)))
         throw Error(concat("the value is ", text))
             .expected(wants_integer ? "a whole number, as the default is"
-                                    : wants_float ? "a number, as the default is" : "true or false");
+                      : wants_float ? "a number, as the default is"
+                                    : "true or false");
       settings_values_.push_back(std::move(value));
       if (is_parameter) {
         found->second.definition = &settings_values_.back();
@@ -231,7 +233,8 @@ void Elaborator::declare_sizes_of_inputs(const std::vector<Statement>& block) {
     if (is_group(statement)) declare_sizes_of_inputs(statement.body);
     if (statement.kind != Statement::kInput) continue;
     for (const Expression& size : statement.type->sizes) {
-      if (size.kind != Expression::kName || !is_identifier(size.text) || root_.names.count(size.text) != 0) continue;
+      if (size.kind != Expression::kName || !is_identifier(size.text) || root_.names.count(size.text) != 0)
+        continue;
       Binding binding;
       binding.place = size.place;
       binding.value = Dim::symbol(size.text);
@@ -284,7 +287,8 @@ std::optional<Value> Elaborator::dispatch(const Statement& statement, Frame& fra
     case Statement::kFunction:
       return std::nullopt;
     case Statement::kInput:
-      if (&frame != &root_) throw error(statement.place, "an input can stand in the model's outermost block only");
+      if (&frame != &root_)
+        throw error(statement.place, "an input can stand in the model's outermost block only");
       return std::nullopt;
     case Statement::kOutput:
       add_output(statement, frame);
@@ -349,12 +353,12 @@ void Elaborator::bind(const Target& target, Value value, Frame& frame) {
   if (target.type) {
     const Type type = type_of(*target.type, frame);
     if (!value.is<Tensors>())
-      throw error(target.place, concat("'", target.name, "' is declared as ", kumi::display(type), ", but is ",
-                                       kind_of(value)));
+      throw error(target.place, concat("'", target.name, "' is declared as ", kumi::display(type),
+                                       ", but is ", kind_of(value)));
     const Type& found = graph_.type(value.get<Tensors>().values.at(0));
     if (found != type)
-      throw error(target.place, concat("'", target.name, "' is declared as ", kumi::display(type), ", but is ",
-                                       kumi::display(found)));
+      throw error(target.place, concat("'", target.name, "' is declared as ", kumi::display(type),
+                                       ", but is ", kumi::display(found)));
   }
   // A size keeps the name under which it is known.
   if (value.is<Dim>()) value = Dim::named(target.name, value.get<Dim>());
@@ -364,8 +368,9 @@ void Elaborator::bind(const Target& target, Value value, Frame& frame) {
     return;
   }
   if (frame.names.count(target.name) != 0 || (call_depth_ == 0 && root_.names.count(target.name) != 0))
-    throw error(target.place, concat("'", target.name, "' cannot be assigned: it is a parameter, size, input, "
-                                                       "function or let"));
+    throw error(target.place, concat("'", target.name,
+                                     "' cannot be assigned: it is a parameter, size, input, "
+                                     "function or let"));
   Binding binding;
   binding.is_variable = true;
   binding.value = std::move(value);
@@ -374,6 +379,12 @@ void Elaborator::bind(const Target& target, Value value, Frame& frame) {
 }
 
 void Elaborator::poison(const Statement& statement, Frame& frame) {
+  if (statement.kind == Statement::kOutput && find(&frame, statement.name).binding == nullptr) {
+    Binding binding;
+    binding.is_variable = true;
+    binding.value = Poison{};
+    frame.names[statement.name] = std::move(binding);
+  }
   for (const Target& target : statement.targets) {
     Found found = find(&frame, target.name);
     if (found.binding == nullptr) {
@@ -408,9 +419,9 @@ void Elaborator::build_input(const Statement& statement, Frame& frame) {
       throw error(target.place, concat("'", target.name, "' is defined twice"));
     Binding binding;
     binding.place = target.place;
-    binding.value = Tensors{build("input", {},
-                                  {{"name", target.name}, {"dtype", type.dtype}, {"shape", type.shape}},
-                                  target.name, target.place)};
+    binding.value =
+        Tensors{build("input", {}, {{"name", target.name}, {"dtype", type.dtype}, {"shape", type.shape}},
+                      target.name, target.place)};
     frame.names[target.name] = std::move(binding);
   }
 }

@@ -76,15 +76,16 @@ class Elaborator {
   std::optional<Value> call_on_numbers(const Expression& e, const std::vector<Actual>& actuals);
   std::vector<Actual> evaluate_arguments(const Expression& e, Frame& frame);
   // The arguments in the order of the parameters' names; nullptr where one is not given.
-  std::vector<const Argument*> match(const Expression& e, const std::vector<std::string>& names, size_t required);
+  std::vector<const Argument*> match(const Expression& e, const std::vector<std::string>& names,
+                                     size_t required);
   Initializer to_initializer(const Expression& e, Frame& frame);
   ValueId tensor_argument(const Expression& e, const Argument& argument, Frame& frame);
   size_t axis_argument(const Expression& e, const Argument& argument, const Type& type, Frame& frame);
   ValueId constant_like(double value, const std::vector<Actual>& actuals);
   ValueId to_operand(const Actual& actual, const OpDef& op, const std::vector<Actual>& actuals);
 
-  std::vector<ValueId> build(const std::string& op, const std::vector<ValueId>& operands, Attributes attributes,
-                             const std::string& wish, Place place);
+  std::vector<ValueId> build(const std::string& op, const std::vector<ValueId>& operands,
+                             Attributes attributes, const std::string& wish, Place place);
 
   // ---- errors
   // Inside of the prelude, the place of the call of it.
@@ -101,6 +102,7 @@ class Elaborator {
   Graph graph_;
   GraphBuilder builder_;
   Frame prelude_frame_, root_;
+  std::vector<std::string> evaluating_;  // definitions, the outermost first
   std::optional<Place> fixed_place_;
   int call_depth_ = 0;
   int evaluation_depth_ = 0;

@@ -20,7 +20,7 @@ struct Binding {
   enum State : uint8_t { kReady, kWaiting, kEvaluating };
   bool is_variable = false;
   State state = kReady;
-  Value value;                           // when ready
+  Value value;                             // when ready
   const Expression* definition = nullptr;  // of a let or parameter that waits
   const Statement* function = nullptr;
   Frame* home = nullptr;  // in which the definition is evaluated

@@ -1,4 +1,5 @@
 // Values of expressions: arithmetic of sizes and numbers is done now, that of tensors becomes nodes.
+#include <algorithm>
 #include <cmath>
 
 #include "frontend/language/elaborator.h"
@@ -14,8 +15,9 @@ constexpr int kDeepestEvaluation = 1000;
 // The graph's op for an operator of the language.
 const char* op_of_operator(const std::string& op) {
   static const std::map<std::string, const char*> table = {
-      {"+", "add"},  {"-", "sub"},        {"*", "mul"},     {"/", "div"},           {"<", "less"},
-      {">", "greater"}, {"<=", "less_equal"}, {">=", "greater_equal"}, {"==", "equal"}, {"!=", "not_equal"}};
+      {"+", "add"},    {"-", "sub"},       {"*", "mul"},         {"/", "div"},
+      {"<", "less"},   {">", "greater"},   {"<=", "less_equal"}, {">=", "greater_equal"},
+      {"==", "equal"}, {"!=", "not_equal"}};
   auto found = table.find(op);
   return found == table.end() ? nullptr : found->second;
 }
@@ -87,7 +89,9 @@ Value Elaborator::evaluate_name(const Expression& e, Frame& frame) {
   }
   if (found.is_hidden)
     throw error(e.place, concat("'", e.text, "' is a variable, which cannot be seen from here"))
-        .expected("in functions and lets: parameters, sizes, inputs, functions, lets and a function's own arguments")
+        .expected(
+            "in functions and lets: parameters, sizes, inputs, functions, lets and a function's own "
+            "arguments")
         .hint("hand it over as an argument");
   return evaluate_definition(*found.binding, e.text);
 }
@@ -96,14 +100,19 @@ Value Elaborator::evaluate_name(const Expression& e, Frame& frame) {
 Value Elaborator::evaluate_definition(Binding& binding, const std::string& name) {
   if (binding.function != nullptr)
     throw error(binding.place, concat("'", name, "' is a function and no value"));
-  if (binding.state == Binding::kEvaluating)
-    throw error(binding.place, concat("'", name, "' is defined by itself"))
+  if (binding.state == Binding::kEvaluating) {
+    std::string chain;
+    auto first = std::find(evaluating_.begin(), evaluating_.end(), name);
+    for (auto at = first; at != evaluating_.end(); ++at) chain += *at + " -> ";
+    throw error(binding.place, concat("'", name, "' is defined by itself: ", chain, name))
         .expected("definitions that can be put into an order");
+  }
   if (binding.state == Binding::kWaiting) {
     if (binding.definition == nullptr)
       throw error(binding.place, concat("the parameter '", name, "' has no value"))
           .hint(concat("give it one: --set model.", name, "=..."));
     binding.state = Binding::kEvaluating;
+    evaluating_.push_back(name);
     const std::string scope = std::exchange(builder_.scope, binding.scope);
     try {
       Frame own;  // a let sees no variables
@@ -119,6 +128,7 @@ Value Elaborator::evaluate_definition(Binding& binding, const std::string& name)
       binding.value = Poison{};
     }
     builder_.scope = scope;
+    evaluating_.pop_back();
     binding.state = Binding::kReady;
   }
   if (binding.value.is<Poison>()) throw Poisoned();
@@ -159,7 +169,9 @@ Value Elaborator::integer_arithmetic(const Expression& e, const Dim& a, const Di
       std::optional<Dim> quotient = Dim::divide_exact(a, b);
       if (!quotient)
         throw Error(concat(a.display(), " is not a multiple of ", b.display()))
-            .hint("the quotient of whole numbers must be whole; for a fraction write a number with a point: 1.0 / 3");
+            .hint(
+                "the quotient of whole numbers must be whole; for a fraction write a number with a point: "
+                "1.0 / 3");
       result = *std::move(quotient);
     } else if (op == "%") {
       if (b == Dim(0)) throw Error(concat(a.display(), " is divided by 0"));
@@ -174,7 +186,8 @@ Value Elaborator::integer_arithmetic(const Expression& e, const Dim& a, const Di
   }
 }
 
-Value Elaborator::tensor_arithmetic(const Expression& e, const Value& a, const Value& b, const std::string& wish) {
+Value Elaborator::tensor_arithmetic(const Expression& e, const Value& a, const Value& b,
+                                    const std::string& wish) {
   const char* op = op_of_operator(e.text);
   std::vector<Actual> actuals = {{"", e.children[0].place, a, &e.children[0]},
                                  {"", e.children[1].place, b, &e.children[1]}};
@@ -198,7 +211,8 @@ Value Elaborator::evaluate_binary(const Expression& e, Frame& frame, const std::
     if (a.is<bool>() && a.get<bool>() == (op == "or")) return a;
     const Value b = evaluate(e.children[1], frame);
     if (!a.is<bool>() || !b.is<bool>())
-      throw error(e.place, concat("'", op, "' of ", kind_of(a), " and ", kind_of(b))).expected("true or false");
+      throw error(e.place, concat("'", op, "' of ", kind_of(a), " and ", kind_of(b)))
+          .expected("true or false");
     return b;
   }
   const Value b = evaluate(e.children[1], frame);
@@ -262,7 +276,8 @@ std::string Elaborator::interpolate(const Expression& e, Frame& frame) {
     else if (value.is<double>() || value.is<bool>())
       out += display(value, graph_);
     else
-      throw error(e.place, concat("{", inner, "} of the string is ", kind_of(value))).expected("a number or a string");
+      throw error(e.place, concat("{", inner, "} of the string is ", kind_of(value)))
+          .expected("a number or a string");
     i = close;
   }
   return out;
@@ -270,8 +285,7 @@ std::string Elaborator::interpolate(const Expression& e, Frame& frame) {
 
 Dim Elaborator::to_size(const Expression& e, Frame& frame, const std::string& what) {
   const Value value = evaluate(e, frame);
-  if (!value.is<Dim>())
-    throw error(e.place, concat(what, " is ", kind_of(value))).expected("a whole number");
+  if (!value.is<Dim>()) throw error(e.place, concat(what, " is ", kind_of(value))).expected("a whole number");
   return value.get<Dim>();
 }
 

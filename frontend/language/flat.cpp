@@ -10,7 +10,8 @@ namespace {
 
 class FlatReader {
  public:
-  FlatReader(const ModelSyntax& model, Diagnostics& diagnostics) : syntax_(model), diagnostics_(diagnostics) {}
+  FlatReader(const ModelSyntax& model, Diagnostics& diagnostics)
+      : syntax_(model), diagnostics_(diagnostics) {}
 
   Module run() {
     module_.name = syntax_.name;
@@ -109,9 +110,11 @@ class FlatReader {
       if (e.kind != Expression::kCall || e.arguments.size() != 1) break;
       const Attribute parameter = attribute(e.arguments[0].value[0]);
       if (const double* number = std::get_if<double>(&parameter)) return {kind, *number};
-      if (const Dim* number = std::get_if<Dim>(&parameter)) return {kind, static_cast<double>(number->number())};
+      if (const Dim* number = std::get_if<Dim>(&parameter))
+        return {kind, static_cast<double>(number->number())};
     }
-    throw error(e.place, "this is no initializer").expected("zeros, ones, constant(x), normal(x) or uniform(x)");
+    throw error(e.place, "this is no initializer")
+        .expected("zeros, ones, constant(x), normal(x) or uniform(x)");
   }
 
   // ---------------------------------------------------------------------------------------- graphs
@@ -150,7 +153,8 @@ class FlatReader {
     if (found != values_.end()) return found->second;
     std::vector<std::string> names;
     for (const auto& entry : values_) names.push_back(entry.first);
-    throw error(e.place, concat("there is no value '", e.text, "' before this line")).hint(did_you_mean(e.text, names));
+    throw error(e.place, concat("there is no value '", e.text, "' before this line"))
+        .hint(did_you_mean(e.text, names));
   }
 
   void node(const Statement& s, const std::string& scope, Graph* graph) {
@@ -173,19 +177,23 @@ class FlatReader {
       for (const Argument& argument : call.arguments) {
         if (argument.name.empty()) {
           node.operands.push_back(operand(argument.value[0]));
-          operand_types.push_back(node.operands.back() == kNone ? nullptr : &graph->type(node.operands.back()));
+          operand_types.push_back(node.operands.back() == kNone ? nullptr
+                                                                : &graph->type(node.operands.back()));
         } else {
-          node.attributes.emplace_back(argument.name, attribute(argument.value[0], kind_of_attribute(*op, argument.name)));
+          node.attributes.emplace_back(argument.name,
+                                       attribute(argument.value[0], kind_of_attribute(*op, argument.name)));
         }
       }
+      take_from_type(*op, s, &node.attributes);
       types = infer_types(*op, operand_types, &node.attributes);
     } catch (Error& failure) {
       if (!failure.location().known()) failure.at({diagnostics_.file(), call.place.line, call.place.column});
       throw;
     }
     if (types.size() != s.targets.size())
-      throw error(s.place, concat("'", node.op, "' has ", types.size(), types.size() == 1 ? " result" : " results",
-                                  ", the line names ", s.targets.size()));
+      throw error(s.place,
+                  concat("'", node.op, "' has ", types.size(), types.size() == 1 ? " result" : " results",
+                         ", the line names ", s.targets.size()));
     for (size_t i = 0; i < types.size(); ++i) add_value(s.targets[i], std::move(types[i]), i, &node, graph);
     graph->nodes.push_back(std::move(node));
   }
@@ -197,7 +205,8 @@ class FlatReader {
     if (target.type) {
       Type declared = type(*target.type);
       if (declared != value.type)
-        throw error(target.type->place, concat("'", target.name, "' is declared as ", kumi::display(declared)))
+        throw error(target.type->place,
+                    concat("'", target.name, "' is declared as ", kumi::display(declared)))
             .expected(concat(kumi::display(value.type), ", what '", node->op, "' gives"));
       value.type = std::move(declared);  // with the names of its sizes
     }
@@ -209,6 +218,18 @@ class FlatReader {
       throw error(target.place, concat("two values are named '", value.name, "'"));
     node->results.push_back(id);
     graph->values.push_back(std::move(value));
+  }
+
+  // The attributes dtype and shape, where the line leaves them out, are those of the result's type.
+  void take_from_type(const OpDef& op, const Statement& s, Attributes* attributes) {
+    if (s.targets.size() != 1 || !s.targets[0].type) return;
+    for (const AttributeSpec& spec : op.attributes) {
+      if (find_attribute(*attributes, spec.name) != nullptr) continue;
+      if (spec.name == "dtype" && spec.kind == AttributeKind::kDType)
+        attributes->emplace_back(spec.name, type(*s.targets[0].type).dtype);
+      else if (spec.name == "shape" && spec.kind == AttributeKind::kShape)
+        attributes->emplace_back(spec.name, type(*s.targets[0].type).shape);
+    }
   }
 
   static std::optional<AttributeKind> kind_of_attribute(const OpDef& op, const std::string& name) {

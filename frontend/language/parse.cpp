@@ -18,8 +18,8 @@ Module parse_module(const std::string& text, const std::string& file, const lang
     throw Error(concat("the parameter '", settings[0].first, "' cannot be set: the module's are fixed"))
         .at({file})
         .hint("set it on the model's source");
-  Module module = is_flat ? language::read_flat(syntax, diagnostics)
-                          : language::elaborate(syntax, settings, diagnostics);
+  Module module =
+      is_flat ? language::read_flat(syntax, diagnostics) : language::elaborate(syntax, settings, diagnostics);
   try {
     verify(module);
   } catch (Error& error) {

@@ -14,8 +14,8 @@
 
 namespace kumi {
 
-// Reads and elaborates a file. `settings` give model parameters, and defaults of free sizes, other values than the
-// source does: name and value, as the language writes it. Throws Error with file, line, column, the
+// Reads and elaborates a file. `settings` give model parameters, and defaults of free sizes, other values
+// than the source does: name and value, as the language writes it. Throws Error with file, line, column, the
 // source line and a caret; several errors of one file are in one Error.
 Module load_module(const std::filesystem::path& path,
                    const std::vector<std::pair<std::string, std::string>>& settings = {});

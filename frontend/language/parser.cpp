@@ -36,7 +36,8 @@ class Parser {
     ModelSyntax model;
     try {
       const Token& word = peek();
-      if (!is_name("model")) fail(word, concat("found ", spelled(word)), "a model: model NAME(parameters) { ... }");
+      if (!is_name("model"))
+        fail(word, concat("found ", spelled(word)), "a model: model NAME(parameters) { ... }");
       model.place = place(next());
       model.name = peek().kind == TokenKind::kString ? next().text : identifier("the model's name");
       if (accept("(")) model.parameters = parameters();
@@ -114,7 +115,8 @@ class Parser {
   int32_t small_integer(const std::string& what) {
     const Token& token = peek();
     const int64_t value = integer(what);
-    if (value < 0 || value > INT32_MAX) fail(token, concat("found ", value), concat(what, " of 0 or more, in 32 bits"));
+    if (value < 0 || value > INT32_MAX)
+      fail(token, concat("found ", value), concat(what, " of 0 or more, in 32 bits"));
     return static_cast<int32_t>(value);
   }
 
@@ -122,7 +124,8 @@ class Parser {
   struct Nesting {
     Nesting(Parser& parser) : parser_(parser) {  // NOLINT: used in place
       if (++parser_.depth_ > kDeepestNesting)
-        parser_.fail(parser_.peek(), "the nesting is too deep", concat("at most ", kDeepestNesting, " levels"));
+        parser_.fail(parser_.peek(), "the nesting is too deep",
+                     concat("at most ", kDeepestNesting, " levels"));
     }
     ~Nesting() { --parser_.depth_; }
     Nesting(const Nesting&) = delete;
@@ -389,7 +392,8 @@ class Parser {
     s.kind = Statement::kAssign;
     const bool is_call = is(peek(1), "(");
     if (peek().kind != TokenKind::kName)
-      fail(peek(), concat("found ", spelled(peek())), "a statement: name = value, input, output, let, repeat, ...");
+      fail(peek(), concat("found ", spelled(peek())),
+           "a statement: name = value, input, output, let, repeat, ...");
     if (!is_call) {
       do s.targets.push_back(target());
       while (accept(","));

@@ -57,7 +57,9 @@ class Printer {
     if (source_.empty()) source_ = location.file;
   }
 
-  static std::string name_or_string(const std::string& name) { return is_identifier(name) ? name : quoted(name); }
+  static std::string name_or_string(const std::string& name) {
+    return is_identifier(name) ? name : quoted(name);
+  }
 
   std::string parameters() {
     std::string text;
@@ -97,8 +99,8 @@ class Printer {
   }
 
   std::string state_line(const State& state) {
-    return concat("  state ", to_string(state.kind), " ", quoted(state.name), ": ", spelled(state.type), " = ",
-                  to_string(state.initializer), origin(state.location), "\n");
+    return concat("  state ", to_string(state.kind), " ", quoted(state.name), ": ", spelled(state.type),
+                  " = ", to_string(state.initializer), origin(state.location), "\n");
   }
 
   std::string target(const Value& value) {
@@ -109,6 +111,16 @@ class Printer {
     return value.placement->offset == 0 ? text : concat(text, " + ", value.placement->offset);
   }
 
+  // An attribute that repeats the result's type (read's dtype and shape, reshape's shape) is left out, names
+  // of sizes compared as well.
+  bool is_in_type(const Graph& graph, const Node& node, const std::string& name, const Attribute& value) {
+    if (node.results.size() != 1) return false;
+    const Type& type = graph.type(node.results[0]);
+    if (const DType* dtype = std::get_if<DType>(&value)) return name == "dtype" && *dtype == type.dtype;
+    const Shape* shape = std::get_if<Shape>(&value);
+    return shape != nullptr && name == "shape" && spelled(*shape) == spelled(type.shape);
+  }
+
   std::string node_line(const Graph& graph, const Node& node) {
     std::string text;
     for (ValueId result : node.results) text += (text.empty() ? "" : ", ") + target(graph.values[result]);
@@ -117,7 +129,8 @@ class Printer {
     for (ValueId operand : node.operands)
       arguments += (arguments.empty() ? "" : ", ") + (operand == kNone ? "_" : graph.values[operand].name);
     for (const auto& [name, value] : node.attributes)
-      arguments += concat(arguments.empty() ? "" : ", ", name, " = ", spelled(value));
+      if (!is_in_type(graph, node, name, value))
+        arguments += concat(arguments.empty() ? "" : ", ", name, " = ", spelled(value));
     text += arguments + ")";
     std::string annotations;
     if (node.group != kNone) annotations += concat(" group ", node.group);

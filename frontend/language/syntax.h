@@ -24,17 +24,17 @@ struct Argument {
 
 struct Expression {
   enum Kind : uint8_t {
-    kInteger,   // integer
-    kFloat,     // number
-    kString,    // text, with {interpolations} in a source
-    kBool,      // integer: 0 or 1
-    kName,      // text
-    kNothing,   // _ : an optional operand left out
-    kCall,      // text: the function; arguments
-    kList,      // children
-    kUnary,     // text: - not; children: {operand}
-    kBinary,    // text: the operator; children: {left, right}
-    kNamedSize, // text: the name; children: {size}, as in hidden=5120
+    kInteger,    // integer
+    kFloat,      // number
+    kString,     // text, with {interpolations} in a source
+    kBool,       // integer: 0 or 1
+    kName,       // text
+    kNothing,    // _ : an optional operand left out
+    kCall,       // text: the function; arguments
+    kList,       // children
+    kUnary,      // text: - not; children: {operand}
+    kBinary,     // text: the operator; children: {left, right}
+    kNamedSize,  // text: the name; children: {size}, as in hidden=5120
   };
   Kind kind = kInteger;
   Place place;
@@ -81,11 +81,11 @@ struct Annotations {
 
 struct Statement {
   enum Kind : uint8_t {
-    kAssign,  // targets = value; a call without results has no targets
-    kLet,     // name = value
-    kSize,    // name [= value]
-    kInput,   // targets with types
-    kOutput,  // name [= value]; `text` in a dump may be any string
+    kAssign,    // targets = value; a call without results has no targets
+    kLet,       // name = value
+    kSize,      // name [= value]
+    kInput,     // targets with types
+    kOutput,    // name [= value]; `text` in a dump may be any string
     kFunction,  // name(parameters): body, or value
     kReturn,    // value
     kRepeat,    // value times, as name in text: body

@@ -130,8 +130,8 @@ class Lexer {
     }
     if (is_letter(peek())) {
       while (is_letter(peek()) || is_digit(peek())) advance();
-      diagnostics_.report(
-          error(concat("'", text_.substr(token_.begin, at_ - token_.begin), "' is neither a number nor a name")));
+      diagnostics_.report(error(
+          concat("'", text_.substr(token_.begin, at_ - token_.begin), "' is neither a number nor a name")));
       return;
     }
     token_.text = text_.substr(token_.begin, at_ - token_.begin);
@@ -181,7 +181,8 @@ class Lexer {
       if (close != std::string_view::npos && close - at_ <= 8) {
         const char* end = text_.data() + close;
         const auto result = std::from_chars(text_.data() + at_ + 2, end, code, 16);
-        if (result.ec == std::errc() && result.ptr == end && code <= 0x10ffff && (code < 0xd800 || code > 0xdfff)) {
+        if (result.ec == std::errc() && result.ptr == end && code <= 0x10ffff &&
+            (code < 0xd800 || code > 0xdfff)) {
           append_utf8(code, &token_.text);
           while (at_ <= close) advance();
           return true;

@@ -28,7 +28,7 @@ struct Token {
   int64_t integer = 0;
   double number = 0;
   int line = 1;
-  int column = 1;  // in characters, from 1
+  int column = 1;             // in characters, from 1
   size_t begin = 0, end = 0;  // bytes in the text
   bool starts_line = false;   // nothing stands before it on its line
 };

@@ -3,8 +3,9 @@
 namespace kumi::language {
 
 std::string kind_of(const Value& value) {
-  static constexpr const char* kNames[] = {"an error", "nothing",  "true or false", "a whole number", "a number",
-                                           "a string", "an element type", "a tensor", "a list", "a function"};
+  static constexpr const char* kNames[] = {"an error", "nothing",   "true or false",   "a whole number",
+                                           "a number", "a string",  "an element type", "a tensor",
+                                           "a list",   "a function"};
   return kNames[value.index()];
 }
 
@@ -20,7 +21,8 @@ std::string display(const Value& value, const Graph& graph) {
   }
   if (value.is<List>()) {
     std::string text;
-    for (const Value& item : value.get<List>().items) text += (text.empty() ? "" : ", ") + display(item, graph);
+    for (const Value& item : value.get<List>().items)
+      text += (text.empty() ? "" : ", ") + display(item, graph);
     return "[" + text + "]";
   }
   return kind_of(value);

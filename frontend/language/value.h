@@ -31,7 +31,8 @@ struct FunctionValue {
   const Statement* definition = nullptr;
 };
 
-struct Value : std::variant<Poison, Nothing, bool, Dim, double, std::string, DType, Tensors, List, FunctionValue> {
+struct Value
+    : std::variant<Poison, Nothing, bool, Dim, double, std::string, DType, Tensors, List, FunctionValue> {
   using variant::variant;
 
   template <typename T>
