@@ -98,6 +98,10 @@ class PlanMaker {
       add_write(graph, node, graph_plan);
       return;
     }
+    if (node.op == "read" && !(uses.consumers[node.results[0]].empty() && !uses.is_output[node.results[0]])) {
+      add_read(graph, node, graph_plan);
+      return;
+    }
     if (op.is_state_access || op.is_view || is_dead(graph, uses, unit)) return;
     if (node.op == "constant" && is_inlined_constant(graph, uses, node.results[0])) return;
 
@@ -142,37 +146,55 @@ class PlanMaker {
     ValueId value = node.operands[0];
     const Node& producer = graph.producer(value);
     const std::optional<Placement>& placement = graph.values[value].placement;
-    if (placement && slot(*placement) == target) return;
+    if (placement) {
+      add_copy(graph, node, graph.type(value), slot(*placement), target, graph_plan);
+      return;
+    }
     const Type& type = graph.type(value);
+    Expr filling = constant(type.dtype, float_attribute(producer.attributes, "value"));
+    KernelBuilder builder("fill");
+    Buffer to = builder.buffer("target", type.dtype, true);
     int64_t count = element_count(type.shape).number();
-    KernelBuilder builder(placement ? "copy" : "fill");
+    builder.parallel(count, count, [&](Expr i) { builder.store(to, i, filling); }, LoopKind::kVector);
+    add_kernel_step(graph, node, type, builder.program(), {target}, graph_plan);
+  }
+
+  // A state that is written before its old value is used up is copied out of its storage.
+  void add_read(const Graph& graph, const Node& node, GraphPlan* graph_plan) {
+    ValueId value = node.results[0];
+    BufferSlot source = slot(Placement{string_attribute(node.attributes, "state"), 0});
+    add_copy(graph, node, graph.type(value), source, slot(graph, value), graph_plan);
+  }
+
+  void add_copy(const Graph& graph, const Node& node, const Type& type, const BufferSlot& source,
+                const BufferSlot& target, GraphPlan* graph_plan) {
+    if (source == target) return;
+    KernelBuilder builder("copy");
+    Buffer from = builder.buffer("source", type.dtype, false),
+           to = builder.buffer("target", type.dtype, true);
+    int64_t count = element_count(type.shape).number();
+    builder.parallel(count, count, [&](Expr i) { builder.store(to, i, from[i]); }, LoopKind::kVector);
+    add_kernel_step(graph, node, type, builder.program(), {source, target}, graph_plan);
+  }
+
+  void add_kernel_step(const Graph& graph, const Node& node, const Type& type, const KernelProgram& program,
+                       const std::vector<BufferSlot>& buffers, GraphPlan* graph_plan) {
     Step step;
+    step.name = program.name;
     step.node = static_cast<NodeId>(&node - graph.nodes.data());
     step.scope = node.scope;
-    Buffer source;
-    if (placement) {
-      source = builder.buffer("source", type.dtype, false);
-      step.buffers.push_back(slot(*placement));
-    }
-    Buffer to = builder.buffer("target", type.dtype, true);
-    step.buffers.push_back(target);
-    builder.parallel(
-        count, count,
-        [&](Expr i) {
-          builder.store(
-              to, i,
-              placement ? source[i] : constant(type.dtype, float_attribute(producer.attributes, "value")));
-        },
-        LoopKind::kVector);
-    step.name = builder.program().name;
-    step.bytes = static_cast<double>(byte_count(type)) * static_cast<double>(step.buffers.size());
-    step.kernel = add_kernel(builder.program());
+    step.kernel = add_kernel(program);
+    step.buffers = buffers;
+    step.bytes = static_cast<double>(byte_count(type)) * static_cast<double>(buffers.size());
     graph_plan->steps.push_back(std::move(step));
   }
 
   int32_t add_kernel(const KernelProgram& program) {
     Kernel kernel = emit(program, host_dialect());
-    auto [found, is_new] = kernel_index_.emplace(kernel.source, static_cast<int32_t>(plan_.kernels.size()));
+    // Extents are arguments of the generated code: equal sources may differ in them.
+    std::string key = kernel.source;
+    for (const KernelPhase& phase : kernel.phases) key += concat(phase.extent, ' ', phase.work, '\n');
+    auto [found, is_new] = kernel_index_.emplace(key, static_cast<int32_t>(plan_.kernels.size()));
     if (is_new) plan_.kernels.push_back(std::move(kernel));
     return found->second;
   }
@@ -187,7 +209,7 @@ class PlanMaker {
 
   Plan plan_;
   std::map<std::string, int32_t> state_index_;
-  std::map<std::string, int32_t> kernel_index_;  // by source
+  std::map<std::string, int32_t> kernel_index_;  // by source and extents
 };
 
 }  // namespace

@@ -314,9 +314,12 @@ class GroupLowering {
     op_of(lowering.node()).kernel(lowering);
   }
 
+  // All are computed before the first is stored: a value may take the place of one that is read.
   void store_all(const std::vector<ValueId>& values, const Index& index) {
-    for (ValueId value : values)
-      builder_.store(buffer(value, true), address_of(value, index), element(value, index));
+    std::vector<Expr> elements;
+    for (ValueId value : values) elements.push_back(element(value, index));
+    for (size_t i = 0; i < values.size(); ++i)
+      builder_.store(buffer(values[i], true), address_of(values[i], index), elements[i]);
   }
 
   double element_count() const {

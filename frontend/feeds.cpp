@@ -85,4 +85,17 @@ std::map<std::string, int64_t> sizes_from_feeds(const Graph& graph, const std::v
   return sizes;
 }
 
+void check_feeds(const Graph& graph, const std::vector<Feed>& feeds) {
+  const std::vector<NodeId> inputs = graph.inputs();
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const Type& type = graph.type(graph.nodes[inputs[i]].results[0]);
+    const Feed& feed = feeds.at(i);
+    if (feed.dtype == type.dtype && feed.shape == numbers(type.shape)) continue;
+    Error error(concat("the input '", feed.name, "' is fed ", to_string(feed.dtype), to_string(feed.shape)));
+    error.expected(display(type));
+    if (feed.dtype == type.dtype) error.hint("a dump after infer has fixed sizes: see kumi dump --size");
+    throw error;
+  }
+}
+
 }  // namespace kumi

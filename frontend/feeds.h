@@ -28,4 +28,8 @@ std::vector<Feed> feeds_from_file(const Graph& graph, const SafetensorsFile& fil
 std::map<std::string, int64_t> sizes_from_feeds(const Graph& graph, const std::vector<Feed>& feeds,
                                                 const std::map<std::string, int64_t>& given);
 
+// That the feeds have the types of the graph's inputs, whose sizes are numbers by now: before kernels are
+// compiled for nothing. Throws Error with both types.
+void check_feeds(const Graph& graph, const std::vector<Feed>& feeds);
+
 }  // namespace kumi

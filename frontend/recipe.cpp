@@ -22,6 +22,7 @@ using google::protobuf::TextFormat;
 
 constexpr int64_t kMostSteps = std::numeric_limits<int32_t>::max();  // the step counter is i32
 constexpr size_t kLargestRecipe = size_t{16} << 20;
+constexpr size_t kLongestLine = 400;  // that is shown: a longer one would hide the message
 
 std::string line_of(const std::string& text, int line) {
   size_t begin = 0;
@@ -31,7 +32,7 @@ std::string line_of(const std::string& text, int line) {
     ++begin;
   }
   std::string found = text.substr(begin, text.find('\n', begin) - begin);
-  return is_utf8(found) ? found : "";
+  return found.size() <= kLongestLine && is_utf8(found) ? found : "";
 }
 
 // ---------------------------------------------------------------------------------------- reading
@@ -231,9 +232,8 @@ class Checker {
 void read_model(const proto::Recipe& proto, Recipe* recipe, Checker* checker) {
   recipe->model = proto.model().path();
   if (recipe->model.empty())
-    checker->fail(
-        "model.path",
-        Error("the recipe names no model").expected("model { path: \"plamo.kumi\" }, or --model FILE"));
+    checker->fail("model.path", Error("the recipe names no model")
+                                    .expected("model { path: \"plamo.kumi\" }, or --set model.path=FILE"));
   for (int i = 0; i < proto.model().set_size(); ++i) {
     const auto& parameter = proto.model().set(i);
     const std::string field = concat("model.set[", i, "]");
@@ -353,7 +353,7 @@ void read_run(const proto::Recipe& proto, Recipe* recipe, Checker* checker) {
   if (proto.has_steps()) {
     recipe->steps = proto.steps();
     checker->range<int64_t>("steps", proto.steps(), 1, kMostSteps);
-  } else if (proto.data().batches().empty()) {
+  } else if (!recipe->sources.empty()) {
     checker->fail("steps", Error("the recipe does not say for how many steps").expected("steps: 1000"));
   }
   if (proto.precision() == proto::Recipe::BF16)

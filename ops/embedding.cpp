@@ -6,6 +6,7 @@
 
 #include "codegen/kernel_lowering.h"
 #include "graph/op.h"
+#include "ops/axes.h"
 #include "ops/families.h"
 
 namespace kumi {
@@ -13,11 +14,6 @@ namespace {
 
 // Columns of a task of embedding_grad: two cache lines, so that no two tasks write one.
 constexpr int64_t kColumnBlock = 32;
-
-const Dim& dim_attribute(const Attributes& attributes, const std::string& name) {
-  int_attribute(attributes, name);  // its message, if the attribute is missing or of another kind
-  return std::get<Dim>(*find_attribute(attributes, name));
-}
 
 std::vector<Type> infer_embedding(const InferContext& context) {
   context.require_dtype(0, DType::I32);

@@ -336,7 +336,7 @@ void register_concat() {
       .name = "concat",
       .family = "layout",
       .doc = "The operands one after the other along an axis.",
-      .operands = {{"x", "one or more, of one type but for the size of the axis", false, true}},
+      .operands = {{"x", "of one type but for the size of the axis", false, true}},
       .attributes = {axis_spec("along which axis")},
       .infer = infer_concat,
       .gradient = gradient_of_concat,

@@ -151,13 +151,29 @@ void check_names(const SafetensorsFile& file, State::Kind kind, const Executor& 
         .at({file.path()});
 }
 
+// Of all states of the kind, so that one run shows every tensor that does not fit.
+void check_shapes(const SafetensorsFile& file, State::Kind kind, const Executor& executor) {
+  constexpr size_t kMost = 5;
+  std::optional<Error> first;
+  size_t wrong = 0;
+  for (const State& state : executor.plan().states) {
+    if (state.kind != kind) continue;
+    const TensorView& tensor = file.tensor(state.name);
+    if (tensor.shape == numbers(state.type.shape) || ++wrong > kMost) continue;
+    Error error(concat("the tensor ", state.name, " has shape ", to_string(tensor.shape)));
+    error.expected(concat(display(state.type.shape), ", its shape in the model")).at({file.path()});
+    if (first)
+      first->also(std::move(error));
+    else
+      first = std::move(error);
+  }
+  if (wrong > kMost)
+    first->also(Error(concat(wrong - kMost, " more tensors have other shapes than in the model")));
+  if (first) throw *first;
+}
+
 void load_state(const SafetensorsFile& file, const State& state, Executor& executor) {
   const TensorView& tensor = file.tensor(state.name);
-  const std::vector<int64_t> shape = numbers(state.type.shape);
-  if (tensor.shape != shape)
-    throw Error(concat("the tensor ", state.name, " has shape ", to_string(tensor.shape)))
-        .expected(concat(display(state.type.shape), ", its shape in the model"))
-        .at({file.path()});
   if (tensor.dtype == state.type.dtype) {
     executor.write_state(state.name, tensor.data);
   } else if (state.type.dtype == DType::F32 && is_floating(tensor.dtype)) {
@@ -268,6 +284,7 @@ void restore_checkpoint(const Checkpoint& checkpoint, Executor& executor) {
 
 void load_states(const SafetensorsFile& file, State::Kind kind, Executor& executor) {
   check_names(file, kind, executor);
+  check_shapes(file, kind, executor);
   for (const State& state : executor.plan().states)
     if (state.kind == kind) load_state(file, state, executor);
 }

@@ -1,5 +1,6 @@
 // `kumi ops`: the registry of ops as a reference.
 #include <CLI/CLI.hpp>
+#include <cctype>
 #include <iostream>
 #include <memory>
 
@@ -25,12 +26,16 @@ std::string wrapped(const std::string& text, const std::string& indent) {
   return out + indent + line + "\n";
 }
 
-// Up to the first full stop that ends a sentence.
-std::string first_sentence(const std::string& doc) {
-  for (size_t i = 0; i + 1 < doc.size(); ++i)
-    if ((doc[i] == '.' && (doc[i + 1] == ' ' || doc[i + 1] == '\n')) || doc[i] == '\n')
-      return doc.substr(0, i);
-  return doc.ends_with('.') ? doc.substr(0, doc.size() - 1) : doc;
+// The first sentence, cut off where a line of the list ends.
+std::string summary(const std::string& doc, size_t width) {
+  std::string text = doc.substr(0, doc.find('\n'));
+  for (size_t i = 0; i + 2 < text.size(); ++i)
+    if (text[i] == '.' && text[i + 1] == ' ' && std::isupper(static_cast<unsigned char>(text[i + 2])) != 0)
+      text.resize(i);
+  if (text.ends_with('.')) text.pop_back();
+  if (text.size() <= width) return text;
+  text.resize(text.rfind(' ', width - 4));
+  return text + " ...";
 }
 
 std::string signature(const OpDef& op) {
@@ -80,7 +85,7 @@ int list_ops() {
     if (op->family != family) std::cout << (family.empty() ? "" : "\n") << op->family << "\n";
     family = op->family;
     std::cout << "  " << op->name << std::string(width - op->name.size(), ' ') << "  "
-              << first_sentence(op->doc) << "\n";
+              << summary(op->doc, kLineWidth - width - 4) << "\n";
   }
   return kExitSuccess;
 }

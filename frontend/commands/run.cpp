@@ -102,7 +102,9 @@ class Run {
                          "' the first of them"))
           .hint("give a file with their values: --feed F.safetensors");
     }
-    plan_ = make_plan(run_pipeline(std::move(module), plan_options));
+    module = run_pipeline(std::move(module), plan_options);
+    check_feeds(main_graph(module), feeds_);
+    plan_ = make_plan(std::move(module));
     main_ = main_graph(plan_.module).name;
     trains_ = plan_options.goal == Goal::kTrain;
   }

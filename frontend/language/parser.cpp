@@ -335,6 +335,7 @@ class Parser {
   }
 
   Statement condition(Statement s) {
+    Nesting nesting(*this);  // `else if` nests without a block
     next();
     s.kind = Statement::kIf;
     s.value = expression();

@@ -1,7 +1,8 @@
 // Liveness over the units that run, then best-fit offsets, largest buffers first.
 //
 // No storage: values inside one group that nothing else needs, and constants written into kernels.
-// State storage: what `read` gives, and what a `write` stores if it can be computed in place.
+// State storage: what `read` gives, unless it is needed after the state's write (then it is copied into
+// the arena), and what a `write` stores if it can be computed in place.
 // Views share their operand's place. Everything else gets an interval [first unit, last unit] and an
 // offset in the arena such that buffers alive at the same time do not overlap.
 // In place is allowed when no unit after the producing one reads the old value, and the producing
@@ -67,21 +68,22 @@ class GraphMemory {
 
   void place_states() {
     std::map<std::string, std::vector<ValueId>> reads;
-    for (const Node& node : graph_.nodes)
-      if (node.op == "read") {
-        const std::string& state = string_attribute(node.attributes, "state");
-        reads[state].push_back(node.results[0]);
-        graph_.values[node.results[0]].placement = Placement{state, 0};
+    std::map<std::string, int> write_unit;
+    for (size_t n = 0; n < graph_.nodes.size(); ++n) {
+      const Node& node = graph_.nodes[n];
+      if (node.op == "read") reads[string_attribute(node.attributes, "state")].push_back(node.results[0]);
+      if (node.op == "write") write_unit[string_attribute(node.attributes, "state")] = unit_of_[n];
+    }
+    for (const auto& [state, values] : reads)
+      for (ValueId read : values) {
+        auto write = write_unit.find(state);
+        if (write == write_unit.end() || last_use(read) <= write->second)
+          graph_.values[read].placement = Placement{state, 0};
       }
     for (const Node& node : graph_.nodes) {
       if (node.op != "write") continue;
       const std::string& state = string_attribute(node.attributes, "state");
       ValueId value = node.operands[0];
-      int write_unit = unit_of_[&node - graph_.nodes.data()];
-      for (ValueId read : reads[state])
-        if (last_use(read) > write_unit)
-          throw Error("the state '" + state + "' is written before the last use of its old value")
-              .node(graph_.values[read].name);
       const Node& producer = graph_.producer(value);
       int unit = unit_of_[graph_.values[value].producer];
       bool in_place = !is_view(value) && !op_of(producer).is_state_access &&

@@ -7,11 +7,28 @@
 #include <map>
 
 #include "graph/reorder.h"
+#include "graph/uses.h"
 
 namespace kumi {
+namespace {
+
+// Have all nodes that look at the node's results, also through views, been placed? `but` does not count.
+bool is_used_up(const Graph& graph, const Uses& uses, NodeId node, NodeId but,
+                const std::vector<bool>& placed) {
+  for (ValueId result : graph.nodes[node].results)
+    for (NodeId user : uses.consumers[result]) {
+      if (user == but) continue;
+      if (!placed[user]) return false;
+      if (op_of(graph.nodes[user]).is_view && !is_used_up(graph, uses, user, but, placed)) return false;
+    }
+  return true;
+}
+
+}  // namespace
 
 Module schedule(Module module, const PlanOptions&) {
   for (Graph& graph : module.graphs) {
+    Uses uses(graph);
     std::vector<bool> placed(graph.nodes.size(), false);
     std::vector<std::vector<NodeId>> writes_of(graph.nodes.size());  // by producing node
     for (size_t n = 0; n < graph.nodes.size(); ++n)
@@ -23,19 +40,21 @@ Module schedule(Module module, const PlanOptions&) {
       placed[n] = true;
       order.push_back(n);
     };
+    std::map<std::string, std::vector<NodeId>> reads_of_state;
+    for (size_t n = 0; n < graph.nodes.size(); ++n)
+      if (graph.nodes[n].op == "read")
+        reads_of_state[string_attribute(graph.nodes[n].attributes, "state")].push_back(
+            static_cast<NodeId>(n));
     // A state keeps its old value until every use of it has run; later writes wait for the end.
-    std::map<std::string, std::vector<NodeId>> users_of_state;
-    for (const Node& node : graph.nodes)
-      for (ValueId operand : node.operands)
-        if (operand != kNone && graph.producer(operand).op == "read")
-          users_of_state[string_attribute(graph.producer(operand).attributes, "state")].push_back(
-              static_cast<NodeId>(&node - graph.nodes.data()));
     auto place_writes = [&](NodeId producer) {
       for (NodeId write : writes_of[producer]) {
-        const std::vector<NodeId>& users =
-            users_of_state[string_attribute(graph.nodes[write].attributes, "state")];
-        if (std::all_of(users.begin(), users.end(), [&](NodeId n) { return n == write || placed[n]; }))
-          place(write);
+        const std::vector<NodeId>& reads =
+            reads_of_state[string_attribute(graph.nodes[write].attributes, "state")];
+        if (!std::all_of(reads.begin(), reads.end(),
+                         [&](NodeId n) { return is_used_up(graph, uses, n, write, placed); }))
+          continue;
+        for (NodeId read : reads) place(read);  // of which only an output is left
+        place(write);
       }
     };
     for (const Node& node : graph.nodes)
@@ -55,6 +74,7 @@ Module schedule(Module module, const PlanOptions&) {
         place(static_cast<NodeId>(n));
         place_writes(static_cast<NodeId>(n));
       }
+    // The writes that had to wait.
     for (size_t n = 0; n < graph.nodes.size(); ++n) place(static_cast<NodeId>(n));
     reorder(&graph, order);
   }

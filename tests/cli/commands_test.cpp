@@ -57,14 +57,16 @@ TEST(CommandLine, ChecksEveryModelAndTellsItsSize) {
     expect_contains(succeed({"check", kModels + model}), "parameters");
   // The published size of PLaMo-13B.
   expect_contains(succeed({"check", kModels + "plamo.kumi"}), "13,099,545,600");
-  expect_contains(succeed({"check", kModels + "plamo.kumi", "--set", "model.layers=0", "--set", "model.vocab=10",
-                           "--set", "model.hidden=40", "--set", "model.heads=4", "--set", "model.kv_heads=2"}),
-                  "840");
+  expect_contains(
+      succeed({"check", kModels + "plamo.kumi", "--set", "model.layers=0", "--set", "model.vocab=10", "--set",
+               "model.hidden=40", "--set", "model.heads=4", "--set", "model.kv_heads=2"}),
+      "840");
 }
 
 TEST(CommandLine, ReportsAnOutputThatCannotBeWritten) {
   const CommandResult result =
-      Process({"/bin/sh", "-c", kumi_binary().string() + " check " + kModels + "plamo.kumi > /dev/full"}).wait();
+      Process({"/bin/sh", "-c", kumi_binary().string() + " check " + kModels + "plamo.kumi > /dev/full"})
+          .wait();
   EXPECT_EQ(result.status, 1) << result.description();
   expect_contains(result.err, "kumi: error: ");
 }
@@ -78,7 +80,9 @@ class TrainedModel : public ::testing::Test {
   static void TearDownTestSuite() { delete folder_; }
 
   static std::string run() { return (*folder_ / "run").string(); }
-  static std::string tokenizer() { return (*folder_ / "run/checkpoints/step-00000040/tokenizer.model").string(); }
+  static std::string tokenizer() {
+    return (*folder_ / "run/checkpoints/step-00000040/tokenizer.model").string();
+  }
 
   static TemporaryFolder* folder_;
 };
@@ -91,8 +95,8 @@ TEST_F(TrainedModel, Generates) {
   EXPECT_EQ(succeed({"generate", run(), "the ka", "--max-tokens", "20", "--seed", "3"}), text);
   EXPECT_NE(succeed({"generate", run(), "the ka", "--max-tokens", "20", "--seed", "4"}), text);
   // Of the likeliest tokens the seed does not matter.
-  const std::vector<std::string> greedy = {"generate",      run(), "計算", "--max-tokens", "12",
-                                           "--temperature", "0",   "--seed"};
+  const std::vector<std::string> greedy = {"generate", run(),           "計算", "--max-tokens",
+                                           "12",       "--temperature", "0",    "--seed"};
   const auto with_seed = [&](const std::string& seed) {
     std::vector<std::string> arguments = greedy;
     arguments.push_back(seed);

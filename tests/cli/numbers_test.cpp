@@ -20,11 +20,13 @@ struct NumbersCase {
 using Settings = std::vector<std::pair<std::string, std::string>>;
 
 std::vector<NumbersCase> cases() {
-  const auto decoder = [](const char* hidden, const char* heads, const char* kv_heads, const char* layers = "1") {
-    return Settings{{"vocab", "97"}, {"hidden", hidden},     {"layers", layers},
+  const auto decoder = [](const char* hidden, const char* heads, const char* kv_heads,
+                          const char* layers = "1") {
+    return Settings{{"vocab", "97"},  {"hidden", hidden},     {"layers", layers},
                     {"heads", heads}, {"kv_heads", kv_heads}, {"ffn", "33"}};
   };
-  const Settings gpt2 = {{"vocab", "97"}, {"hidden", "20"}, {"layers", "2"}, {"heads", "2"}, {"context", "33"}};
+  const Settings gpt2 = {
+      {"vocab", "97"}, {"hidden", "20"}, {"layers", "2"}, {"heads", "2"}, {"context", "33"}};
   std::vector<NumbersCase> all;
   for (const ExampleModel& model : small_example_models())
     all.push_back({"small_" + model.file.substr(0, model.file.find('.')), model});
@@ -34,7 +36,8 @@ std::vector<NumbersCase> cases() {
     all.push_back({name + "_one_kv_head", {file, decoder("24", "6", "1"), {{"batch", 3}, {"seq", 11}}}});
     all.push_back({name + "_as_many_kv_heads", {file, decoder("24", "3", "3"), {{"batch", 1}, {"seq", 5}}}});
     all.push_back({name + "_one_head", {file, decoder("10", "1", "1"), {{"batch", 2}, {"seq", 3}}}});
-    all.push_back({name + "_mostly_masked", {file, decoder("16", "2", "1"), {{"batch", 2}, {"seq", 13}}, 0.95}});
+    all.push_back(
+        {name + "_mostly_masked", {file, decoder("16", "2", "1"), {{"batch", 2}, {"seq", 13}}, 0.95}});
     all.push_back({name + "_longer", {file, decoder("32", "4", "2", "3"), {{"batch", 1}, {"seq", 67}}}});
   }
   all.push_back({"gpt2_one_token", {"gpt2.kumi", gpt2, {{"batch", 1}, {"seq", 1}}, 0}});
@@ -59,8 +62,8 @@ TEST_P(RunNumbers, AgreeWithTheReferences) {
   write_weights_and_feed(model, folder, kSeed);
   std::vector<std::string> arguments = {"run", model.path().string()};
   for (const std::string& argument : model.setting_arguments()) arguments.push_back(argument);
-  for (const char* argument : {"--grad", "--weights", "weights.safetensors", "--feed", "feed.safetensors", "--out",
-                               "out.safetensors"})
+  for (const char* argument : {"--grad", "--weights", "weights.safetensors", "--feed", "feed.safetensors",
+                               "--out", "out.safetensors"})
     arguments.emplace_back(argument);
   const CommandResult result = run_kumi(arguments, {.directory = folder.path()});
   ASSERT_EQ(result.status, 0) << result.description();

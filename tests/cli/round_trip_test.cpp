@@ -42,9 +42,10 @@ class RoundTrip : public ::testing::TestWithParam<RoundTripCase> {
 
   // All stages of the plan in one folder; the files in the order of passes.
   std::vector<fs::path> dump_stages(const std::string& format) {
-    std::vector<std::string> arguments = {"dump",   GetParam().model.path().string(), "--goal", GetParam().goal,
-                                          "--all",  (folder_ / format).string(),      "--format", format,
-                                          "--keep-outputs"};
+    std::vector<std::string> arguments = {
+        "dump",          GetParam().model.path().string(), "--goal",   GetParam().goal,
+        "--all",         (folder_ / format).string(),      "--format", format,
+        "--keep-outputs"};
     for (const std::string& argument : GetParam().model.setting_arguments()) arguments.push_back(argument);
     for (const std::string& argument : GetParam().model.size_arguments()) arguments.push_back(argument);
     succeed(arguments);
@@ -62,8 +63,7 @@ class RoundTrip : public ::testing::TestWithParam<RoundTripCase> {
 // after codegen.
 std::string module_text(const fs::path& stage) {
   std::string text = read_file(stage);
-  if (stage.filename().string().find("codegen") != std::string::npos)
-    text.resize(text.rfind("\n}\n") + 3);
+  if (stage.filename().string().find("codegen") != std::string::npos) text.resize(text.rfind("\n}\n") + 3);
   return text;
 }
 

@@ -31,8 +31,10 @@ class Train : public ::testing::Test {
   Train() : recipe_(write_tiny_recipe(folder_)) {}
 
   // `kumi train` into the folder `output`, with weights exported beside it when it has finished.
-  std::vector<std::string> arguments(const std::string& output, const std::vector<std::string>& more = {}) const {
-    std::vector<std::string> all = {"train",    recipe_.string(), "--set", "output=" + (folder_ / output).string(),
+  std::vector<std::string> arguments(const std::string& output,
+                                     const std::vector<std::string>& more = {}) const {
+    std::vector<std::string> all = {"train",    recipe_.string(),
+                                    "--set",    "output=" + (folder_ / output).string(),
                                     "--export", exported(output).string()};
     all.insert(all.end(), more.begin(), more.end());
     return all;
@@ -92,8 +94,8 @@ TEST_F(Train, LearnsAndKeepsTheNewestCheckpoints) {
   EXPECT_LT(steps.back().at("loss").get<double>(), steps.front().at("loss").get<double>() - 0.5);
   EXPECT_EQ(checkpoint_names("run"),
             (std::vector<std::string>{"step-00000036", "step-00000038", "step-00000040"}));
-  for (const char* file : {"training.json", "model.safetensors", "optimizer.safetensors", "model.kumi",
-                           "tokenizer.model"})
+  for (const char* file :
+       {"training.json", "model.safetensors", "optimizer.safetensors", "model.kumi", "tokenizer.model"})
     EXPECT_TRUE(fs::exists(checkpoints("run") / "step-00000040" / file)) << file;
   EXPECT_TRUE(fs::exists(folder_ / "run" / "tensorboard"));
   for (const char* line : {"model     plamo", "parameters", "unigram entropy", "ln(vocab)", "done: step 40"})
@@ -120,7 +122,8 @@ TEST_F(Train, GoesOnAfterAnInterrupt) {
     const std::string output = signal == SIGINT ? "interrupted" : "terminated";
     SCOPED_TRACE(output);
     Process process(kumi_command(arguments(output)));
-    while (lines_of_log(output) < 5 && !process.has_ended()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    while (lines_of_log(output) < 5 && !process.has_ended())
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
     process.send(signal);
     const CommandResult result = process.wait();
     ASSERT_EQ(result.status, 130) << result.description();
@@ -190,7 +193,8 @@ TEST_F(Train, PassesOverDamagedCheckpoints) {
 
 TEST_F(Train, EndsWithAnErrorWhenAllCheckpointsAreDamaged) {
   succeed("run", {"--set", "steps=4"});
-  for (const std::string& name : checkpoint_names("run")) fs::remove(checkpoints("run") / name / "training.json");
+  for (const std::string& name : checkpoint_names("run"))
+    fs::remove(checkpoints("run") / name / "training.json");
   const std::string log_before = read_file(log("run"));
   const CommandResult result = train("run", {"--resume"});
   EXPECT_EQ(result.status, 1) << result.description();
@@ -238,12 +242,27 @@ TEST_F(Train, StopsWhenTheNumbersAreLost) {
   EXPECT_EQ(checkpoint_names("run").size(), std::min<size_t>(3, steps.size()));
 }
 
+// A disk that is full is a file that cannot grow: the shell limits the size of files.
+TEST_F(Train, KeepsTheLastCheckpointWhenTheDiskIsFull) {
+  succeed("run", {"--set", "steps=4"});
+  std::string command = "trap '' XFSZ; ulimit -f 8; exec";
+  for (const std::string& word : kumi_command(arguments("run", {"--resume"}))) command += " '" + word + "'";
+  const CommandResult result = Process({"/bin/sh", "-c", command}).wait();
+  EXPECT_EQ(result.status, 1) << result.description();
+  expect_contains(result.err, "kumi: error: ");
+  expect_contains(result.err, "File too large");
+  expect_contains(result.err, "while saving the checkpoint of step 6");
+  EXPECT_EQ(checkpoint_names("run"), (std::vector<std::string>{"step-00000002", "step-00000004"}));
+  succeed("run", {"--resume"});
+  EXPECT_EQ(read_steps(log("run")).size(), static_cast<size_t>(kSteps));
+}
+
 // Without an output folder nothing is written but what was asked for.
 TEST_F(Train, WritesNothingButWhatIsAskedFor) {
-  const CommandResult result =
-      run_kumi({"train", recipe_.string(), "--set", "output=", "--set", "data.cache=" + (folder_ / "cache").string(),
-                "--set", "steps=2", "--log", (folder_ / "log.jsonl").string(), "--export",
-                (folder_ / "weights.safetensors").string(), "--profile", (folder_ / "profile.json").string()});
+  const CommandResult result = run_kumi(
+      {"train", recipe_.string(), "--set", "output=", "--set", "data.cache=" + (folder_ / "cache").string(),
+       "--set", "steps=2", "--log", (folder_ / "log.jsonl").string(), "--export",
+       (folder_ / "weights.safetensors").string(), "--profile", (folder_ / "profile.json").string()});
   EXPECT_EQ(result.status, 0) << result.description();
   std::vector<std::string> names;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder_.path()))

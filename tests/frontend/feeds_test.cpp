@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "graph/pipeline.h"
 #include "tests/graph/small_model.h"
 #include "tests/support/temporary_folder.h"
 
@@ -78,6 +79,18 @@ TEST_F(FeedsTest, ConflictingSizesNameBothTensors) {
   expect_contains(message, "4 by the tensor 'labels' [2, 4]");
   expect_contains(failure({{"tokens", {2, 3}}, {"labels", {2, 3}}}, std::nullopt, {{"batch", 5}}),
                   "the size 'batch' is 5 by --size batch=5, but 2 by the tensor 'tokens' [2, 3]");
+}
+
+TEST_F(FeedsTest, ChecksTypesOfThePlannedGraph) {
+  PlanOptions options;
+  options.sizes = {{"batch", 2}, {"seq", 3}};
+  const Module planned = run_pipeline(module_, options, "infer");
+  const auto feeds = [](DType dtype, const Shape64& shape) {
+    return std::vector<Feed>{{"tokens", dtype, shape, nullptr}, {"labels", DType::I32, {2, 3}, nullptr}};
+  };
+  EXPECT_NO_THROW(check_feeds(planned.graphs[0], feeds(DType::I32, {2, 3})));
+  EXPECT_THROW(check_feeds(planned.graphs[0], feeds(DType::I64, {2, 3})), Error);
+  EXPECT_THROW(check_feeds(planned.graphs[0], feeds(DType::I32, {2, 4})), Error);
 }
 
 TEST(Feeds, SolvesForASizeInAPolynomial) {

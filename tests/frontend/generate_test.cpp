@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "graph/pipeline.h"
 #include "runtime/initialize.h"
 #include "tests/graph/small_model.h"
 

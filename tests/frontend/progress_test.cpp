@@ -9,14 +9,14 @@ namespace kumi {
 namespace {
 
 StepReport report(int64_t step, double seconds = 0.5) {
-  return {step, 5.12345, 1.0234, 9.8e-4, 1024, seconds};
+  return {step, 5.125, 1.0234, 9.8e-4, 1024, seconds};
 }
 
 TEST(Progress, SaysWhatAStepGave) {
   std::ostringstream out;
   Progress progress(out, false, 600, 10);
-  progress.step(report(1));
-  EXPECT_EQ(out.str(), "step   1/600 | loss 5.1235 | grad 1.02 | lr 9.80e-04 | 2,048 tokens/s | ETA 4m59s\n");
+  progress.step(report(1, 0.25));
+  EXPECT_EQ(out.str(), "step   1/600 | loss 5.1250 | grad 1.02 | lr 9.80e-04 | 4,096 tokens/s | ETA 2m30s\n");
 }
 
 TEST(Progress, WritesLinesNowAndThen) {

@@ -67,9 +67,11 @@ std::string failure(const std::string& text, const std::vector<std::string>& set
   return "no error";
 }
 
-// The recipe with a line added, which is then line 3, and the message it gives.
+// The recipe with this line as its third, instead of the one that begins the same group; the message it
+// gives.
 std::string failure_of_line(const std::string& line) {
-  return failure(kSmall + line + "\n");
+  return failure(concat(line.starts_with("model") ? "" : "model { path: \"m\" }", "\n",
+                        line.starts_with("data") ? "" : "data { batches: \"b\" }", "\n", line, "\n"));
 }
 
 void expect_begins(const std::string& text, const std::string& beginning) {
@@ -207,14 +209,16 @@ TEST(Recipe, ValuesOutOfRangeHaveTheirPlace) {
       {"checkpoint { keep: -1 }", 14, "checkpoint.keep is -1"},
       {"log { every: 0 }", 7, "log.every is 0"},
       {"log { tensorboard: true }", 7, "log.tensorboard needs a folder"},
-      {"model { set { name: \"2b\" value: \"1\" } }", 9, "model.set[0].name is \"2b\""},
-      {"model { set { name: \"a\" value: \"1\" } set { name: \"a\" value: \"2\" } }", 38,
+      {"model { path: \"m\" set { name: \"2b\" value: \"1\" } }", 19, "model.set[0].name is \"2b\""},
+      {"model { path: \"m\" set { name: \"a\" value: \"1\" } set { name: \"a\" value: \"2\" } }", 48,
        "the parameter 'a' is set twice"},
-      {"data { sequence_length: 0 }", 8, "data.sequence_length is 0"},
-      {"data { batch_size: -2 }", 8, "data.batch_size is -2"},
-      {"data { tokenizer { vocab_size: 0 } }", 20, "data.tokenizer.vocab_size is 0"},
-      {"data { tokenizer { character_coverage: 0.5 } }", 20, "data.tokenizer.character_coverage is 0.5"},
-      {"data { tokenizer { input_sentence_size: -1 } }", 20, "data.tokenizer.input_sentence_size is -1"},
+      {"data { batches: \"b\" sequence_length: 0 }", 21, "data.sequence_length is 0"},
+      {"data { batches: \"b\" batch_size: -2 }", 21, "data.batch_size is -2"},
+      {"data { batches: \"b\" tokenizer { vocab_size: 0 } }", 33, "data.tokenizer.vocab_size is 0"},
+      {"data { batches: \"b\" tokenizer { character_coverage: 0.5 } }", 33,
+       "data.tokenizer.character_coverage is 0.5"},
+      {"data { batches: \"b\" tokenizer { input_sentence_size: -1 } }", 33,
+       "data.tokenizer.input_sentence_size is -1"},
   };
   for (const BadLine& bad : lines) {
     const std::string message = failure_of_line(bad.line);
@@ -246,10 +250,12 @@ TEST(Recipe, MissingPartsAreNamed) {
   const std::string empty = failure("");
   expect_contains(empty, "the recipe names no model");
   expect_contains(empty, "the recipe has no data");
-  expect_contains(empty, "the recipe does not say for how many steps");
   expect_contains(failure("model { path: \"m\" }\nsteps: 1\ndata { sources { name: \"a\" path: \"a\" } }\n"),
                   "there is no folder for the tokenized text");
-  expect_contains(failure(std::string(kSmall) + "data { sources { name: \"a\" path: \"a\" } }\n"),
+  expect_contains(
+      failure("model { path: \"m\" }\noutput: \"o\"\ndata { sources { name: \"a\" path: \"a\" } }\n"),
+      "the recipe does not say for how many steps");
+  expect_contains(failure_of_line("data { batches: \"b\" sources { name: \"a\" path: \"a\" } }"),
                   "both data.sources and data.batches");
 }
 

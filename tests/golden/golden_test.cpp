@@ -31,7 +31,8 @@ constexpr double kNoisyWeightTolerance = 1e-3;
 constexpr char kNoisyWeight[] = "attn.c_attn.bias";
 
 fs::path golden_folder() {
-  if (const char* folder = std::getenv("KUMI_GOLDEN_DIR"); folder != nullptr && *folder != '\0') return folder;
+  if (const char* folder = std::getenv("KUMI_GOLDEN_DIR"); folder != nullptr && *folder != '\0')
+    return folder;
   return fs::path(KUMI_SOURCE_DIR) / ".." / "shared" / "golden";
 }
 
@@ -60,8 +61,8 @@ struct GoldenCase {
   std::vector<std::string> optimizer_settings() const {
     std::vector<std::string> arguments;
     for (const auto& [name, value] : json.at("optimizer").items())
-      arguments.insert(arguments.end(),
-                       {"--set", "optimizer." + (name == "lr" ? "learning_rate" : name) + "=" + value.dump()});
+      arguments.insert(arguments.end(), {"--set", "optimizer." + (name == "lr" ? "learning_rate" : name) +
+                                                      "=" + value.dump()});
     return arguments;
   }
 };
@@ -77,8 +78,8 @@ class Golden : public ::testing::TestWithParam<const char*> {
 
   // `kumi train` of all steps; compares losses, gradient norms and the trained weights.
   void train_and_compare(const std::vector<std::string>& more_settings) {
-    std::vector<std::string> arguments = {
-        "train", std::string(KUMI_SOURCE_DIR) + "/models/replay.txtpb", "--model", case_.model().string()};
+    std::vector<std::string> arguments = {"train", std::string(KUMI_SOURCE_DIR) + "/models/replay.txtpb",
+                                          "--model", case_.model().string()};
     const auto add = [&](const std::vector<std::string>& more) {
       arguments.insert(arguments.end(), more.begin(), more.end());
     };
@@ -109,8 +110,8 @@ class Golden : public ::testing::TestWithParam<const char*> {
 
   // Every tensor PREFIX.name of `expected` against its counterpart; none may be missing or too many.
   template <typename Tolerance>
-  static void compare(const NamedTensors& found, const std::string& found_prefix, const NamedTensors& expected,
-                      const std::string& expected_prefix, Tolerance tolerance) {
+  static void compare(const NamedTensors& found, const std::string& found_prefix,
+                      const NamedTensors& expected, const std::string& expected_prefix, Tolerance tolerance) {
     size_t compared = 0;
     for (const auto& [name, tensor] : expected) {
       if (!name.starts_with(expected_prefix)) continue;

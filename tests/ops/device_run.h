@@ -26,7 +26,7 @@ Device& cpu_device();
 // A module through the whole pipeline, compiled.
 class DeviceRun {
  public:
-  explicit DeviceRun(Module module, const PlanOptions& options = {});
+  explicit DeviceRun(Module module, const PlanOptions& options = {}, Device& device = cpu_device());
 
   // Outputs by name.
   Tensors run(const std::string& graph, const Tensors& feeds);

@@ -73,9 +73,10 @@ class CheckpointTest : public ::testing::Test {
     return info;
   }
   fs::path save(int64_t step, int64_t keep = 0) {
-    return save_checkpoint(directory(), info_of(step),
-                           {{"model.kumi", "model tiny() {}\n"}, {"tokenizer.model", std::string("\0\xFF", 2)}},
-                           executor_, keep);
+    return save_checkpoint(
+        directory(), info_of(step),
+        {{"model.kumi", "model tiny() {}\n"}, {"tokenizer.model", std::string("\0\xFF", 2)}}, executor_,
+        keep);
   }
 
   fs::path directory() const { return folder_ / "checkpoints"; }
@@ -106,7 +107,8 @@ class CheckpointTest : public ::testing::Test {
   }
   std::string names() const {
     std::string all;
-    for (const auto& entry : fs::directory_iterator(directory())) all += entry.path().filename().string() + " ";
+    for (const auto& entry : fs::directory_iterator(directory()))
+      all += entry.path().filename().string() + " ";
     return all;
   }
 
@@ -226,9 +228,15 @@ TEST_F(CheckpointTest, SeesEveryDamage) {
 TEST_F(CheckpointTest, RefusesNumbersThatCannotBe) {
   const fs::path saved = save(7);
   const std::string valid = read(saved / "training.json");
-  for (const auto& [field, value] : {std::pair<const char*, nlohmann::json>{"step", -1}, {"data_position", -1},
-                                     {"batch", 0}, {"seq", 0}, {"step", "7"}, {"seed", nullptr}, {"format", 2},
-                                     {"hashes", 1}, {"model", nlohmann::json::array()}}) {
+  for (const auto& [field, value] : {std::pair<const char*, nlohmann::json>{"step", -1},
+                                     {"data_position", -1},
+                                     {"batch", 0},
+                                     {"seq", 0},
+                                     {"step", "7"},
+                                     {"seed", nullptr},
+                                     {"format", 2},
+                                     {"hashes", 1},
+                                     {"model", nlohmann::json::array()}}) {
     nlohmann::json json = nlohmann::json::parse(valid);
     json[field] = value;
     write(saved / "training.json", sealed(json));
@@ -269,9 +277,8 @@ TEST_F(CheckpointTest, FailsWithoutLosingTheOldOnes) {
   save(1);
   save(2);
   // A file that cannot be written, since its folder is not there.
-  const std::string message = failure([&] {
-    save_checkpoint(directory(), info_of(3), {{"no/such", "x"}}, executor_, 1);
-  });
+  const std::string message =
+      failure([&] { save_checkpoint(directory(), info_of(3), {{"no/such", "x"}}, executor_, 1); });
   expect_contains(message, "while saving the checkpoint of step 3");
   EXPECT_TRUE(latest_checkpoint(directory(), nullptr)->info.step == 2);
   EXPECT_EQ(names().size(), 2 * std::string("step-00000000 ").size()) << names();
@@ -303,7 +310,8 @@ TEST_F(CheckpointTest, LoadsOnlyWhatFits) {
   expect_contains(load({embed, {"norm.wait", DType::F32, {5}, zeros.data()}}), "norm.wait");
   expect_contains(load({embed, norm, {"nrm.weight", DType::F32, {5}, zeros.data()}}),
                   "did you mean 'norm.weight'?");
-  expect_contains(load({embed, norm, {"step", DType::I32, {}, integers.data()}}), "the model has no weight step");
+  expect_contains(load({embed, norm, {"step", DType::I32, {}, integers.data()}}),
+                  "the model has no weight step");
   const std::string shapes = load({{"embed.weight", DType::F32, {4, 3}, zeros.data()}, norm});
   expect_contains(shapes, "the tensor embed.weight has shape [4, 3]");
   expect_contains(shapes, "[3, 4]");

@@ -46,7 +46,8 @@ Plan hand_made_plan() {
   plan.states = {{"weight", State::kWeight, type_of(DType::F32, {2, 3}), {}, {}},
                  {"count", State::kOptimizer, type_of(DType::I32, {}), {}, {}}};
   plan.kernels = {{"scale", "", {}}, {"increment", "", {}}};
-  const BufferSlot picked{kNone, 0}, x{kNone, 64}, y{kNone, 128}, total{kNone, 192}, weight{0, 0}, count{1, 0};
+  const BufferSlot picked{kNone, 0}, x{kNone, 64}, y{kNone, 128}, total{kNone, 192}, weight{0, 0},
+      count{1, 0};
   GraphPlan forward;
   forward.name = "forward";
   forward.arena_bytes = 256;
@@ -165,7 +166,8 @@ TEST_F(ExecutorTest, ChecksFedValuesBeforeAnythingRuns) {
       {{x}, "the input 'picked' is not fed\n  expected: i32[2, 3]"},
       {{}, "the input 'picked' is not fed"},
       {{x, picked, {"pickt", DType::I32, {2, 3}, picked_}},
-       "the graph 'forward' has no input 'pickt'\n  expected: one of picked, x\n  hint: did you mean 'picked'?"},
+       "the graph 'forward' has no input 'pickt'\n  expected: one of picked, x\n  hint: did you mean "
+       "'picked'?"},
       {{{"x", DType::F32, {3, 2}, x_}, picked}, "the input 'x' is fed f32[3, 2]\n  expected: f32[2, 3]"},
       {{{"x", DType::F32, {6}, x_}, picked}, "the input 'x' is fed f32[6]"},
       {{{"x", DType::F32, {2, 3, 1}, x_}, picked}, "the input 'x' is fed f32[2, 3, 1]"},
@@ -181,7 +183,8 @@ TEST_F(ExecutorTest, ChecksFedValuesBeforeAnythingRuns) {
 }
 
 TEST_F(ExecutorTest, NamesGraphsAndOutputsThatAreMissing) {
-  expect_contains(message_of([&] { executor_->output("y"); }), "the output 'y' is read before any graph has run");
+  expect_contains(message_of([&] { executor_->output("y"); }),
+                  "the output 'y' is read before any graph has run");
   expect_contains(message_of([&] { executor_->run("foward", {}); }),
                   "the plan has no graph 'foward'\n  expected: one of forward, update");
   executor_->run("forward", feeds());
@@ -295,9 +298,8 @@ TEST(CpuExecutor, TrainsAsTheReferencesDo) {
         inputs[name] = std::move(tensor);
       }
       testing::evaluate(*reference.find_graph("gradient"), inputs, &states);
-      executor.run("gradient",
-                   std::vector<Feed>{{"tokens", DType::I32, {3, 7}, host[0].data.data()},
-                                     {"labels", DType::I32, {3, 7}, host[1].data.data()}});
+      executor.run("gradient", std::vector<Feed>{{"tokens", DType::I32, {3, 7}, host[0].data.data()},
+                                                 {"labels", DType::I32, {3, 7}, host[1].data.data()}});
     }
     const Tensors outputs = testing::evaluate(*reference.find_graph("update"), {}, &states);
     executor.run("update", {});

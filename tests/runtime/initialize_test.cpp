@@ -53,8 +53,8 @@ double kolmogorov(std::vector<float> sample, Distribution distribution) {
   double largest = 0;
   for (size_t i = 0; i < sample.size(); ++i) {
     const double expected = distribution(sample[i]);
-    largest = std::max({largest, expected - static_cast<double>(i) / n,
-                        static_cast<double>(i + 1) / n - expected});
+    largest =
+        std::max({largest, expected - static_cast<double>(i) / n, static_cast<double>(i + 1) / n - expected});
   }
   return largest * std::sqrt(n);
 }
@@ -93,9 +93,8 @@ TEST(Philox, KnownAnswers) {
   constexpr uint32_t kOnes = 0xffffffff;
   EXPECT_EQ(plain_philox({kOnes, kOnes}, {kOnes, kOnes, kOnes, kOnes}),
             (Words{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
-  EXPECT_EQ(
-      plain_philox({0xa4093822, 0x299f31d0}, {0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}),
-      (Words{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
+  EXPECT_EQ(plain_philox({0xa4093822, 0x299f31d0}, {0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}),
+            (Words{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
 }
 
 TEST(Philox, UsesAllBitsOfKeyAndCounter) {

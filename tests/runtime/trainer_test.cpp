@@ -166,9 +166,10 @@ TEST_F(TrainerTest, EndsWithAnErrorWhenNumbersAreLost) {
   };
   const float infinity = std::numeric_limits<float>::infinity();
   const float nan = std::numeric_limits<float>::quiet_NaN();
-  for (const Case& c : {Case{3, 0, nan, "step 3: the loss is nan"}, Case{3, 0, infinity, "step 3: the loss is inf"},
-                        Case{0, 3, infinity, "step 3: the gradient norm is inf"},
-                        Case{0, 3, nan, "step 3: the gradient norm is nan"}}) {
+  for (const Case& c :
+       {Case{3, 0, nan, "step 3: the loss is nan"}, Case{3, 0, infinity, "step 3: the loss is inf"},
+        Case{0, 3, infinity, "step 3: the gradient norm is inf"},
+        Case{0, 3, nan, "step 3: the gradient norm is nan"}}) {
     const int32_t none = 0;
     executor_->write_state("step", &none);
     batches_.seek(0);

@@ -107,9 +107,9 @@ void write_weights_and_feed(const ExampleModel& model, const TemporaryFolder& fo
       feed.add(port.name, DType::I32, shape, [&](uint64_t i) {
         // The first one counts, so that there is something to average.
         const bool is_masked = port.range->ignored && i > 0 && uniform01(key + 1, i) < model.masked;
-        return static_cast<int32_t>(is_masked ? *port.range->ignored
-                                              : std::floor(uniform01(key, i) *
-                                                           static_cast<double>(port.range->limit)));
+        return static_cast<int32_t>(
+            is_masked ? *port.range->ignored
+                      : std::floor(uniform01(key, i) * static_cast<double>(port.range->limit)));
       });
     } else if (port.type.dtype == DType::F32) {
       feed.add(port.name, DType::F32, shape,

@@ -30,7 +30,8 @@ fs::path write_tiny_recipe(const TemporaryFolder& folder) {
   folder.write("text.txt", tiny_text());
   return folder.write("recipe.txtpb", R"(
 model {
-  path: ")" + std::string(KUMI_SOURCE_DIR) + R"(/models/plamo.kumi"
+  path: ")" + std::string(KUMI_SOURCE_DIR) +
+                                          R"(/models/plamo.kumi"
   set { name: "vocab" value: "320" }
   set { name: "hidden" value: "16" }
   set { name: "layers" value: "1" }
