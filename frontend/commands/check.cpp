@@ -45,12 +45,19 @@ void print_interface(const Module& module) {
             << joined(outputs) << "\n";
 }
 
-void print_cost(const CostSummary& cost) {
+// What one element of all free sizes is.
+const char* unit_of(const Module& module) {
+  for (const auto& size : module.sizes)
+    if (size.first == "seq") return "token";
+  return "example";
+}
+
+void print_cost(const CostSummary& cost, const char* unit) {
   const double forward = cost.total.forward_flops / cost.tokens;
-  std::cout << "FLOPs       " << with_prefix(forward) << " a token forward";
+  std::cout << "FLOPs       " << with_prefix(forward) << " a " << unit << " forward";
   if (cost.has_backward)
     std::cout << ", " << with_prefix(cost.total.backward_flops / cost.tokens) << " backward";
-  std::cout << " (" << with_thousands(static_cast<int64_t>(cost.tokens)) << " tokens a run)\n";
+  std::cout << " (" << with_thousands(static_cast<int64_t>(cost.tokens)) << " " << unit << "s a run)\n";
   std::cout << "memory      " << bytes_text(cost.parameter_bytes) << " parameters, "
             << bytes_text(cost.total.parameters * kStateBytesPerParameter)
             << " to train (weights, gradients and two moments in f32), without activations\n\n"
@@ -70,13 +77,12 @@ void print_planned(const Module& module) {
 
 int check(const ModelArgument& argument) {
   OpenedModel opened = open_model(argument, std::nullopt, true);
-  const std::vector<std::string> passes = opened.module.passes;
   const Module module = run_pipeline(std::move(opened.module), opened.options, "infer");
   std::cout << "model       " << module.name << " (" << argument.path << ")\n";
   std::cout << "parameters  " << with_thousands(parameter_count(module)) << "\n";
   print_interface(module);
   if (module.find_graph("forward") != nullptr && !module.has_run("fuse"))
-    print_cost(summarize_cost(module));
+    print_cost(summarize_cost(module), unit_of(module));
   else
     print_planned(module);
   return kExitSuccess;

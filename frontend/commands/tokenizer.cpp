@@ -73,7 +73,7 @@ void add_tokenizer_command(CLI::App& app, CommandAction* run) {
   auto options = std::make_shared<TokenizerOptions>();
   CLI::App* command = app.add_subcommand("tokenizer", "Trains and tries tokenizers (SentencePiece)");
   command->require_subcommand(1);
-  command->footer("Example: kumi tokenizer encode runs/plamo-tiny.model 'Hello'");
+  command->footer("Example: kumi tokenizer encode text.model 'Hello'");
 
   CLI::App* train = command->add_subcommand("train", "Trains a tokenizer on text");
   train->add_option("SOURCE", options->sources, "text, plain or gzip'd: files, folders, patterns")

@@ -44,6 +44,10 @@ std::string command_line(const TrainOptions& options) {
 }
 
 int train(const TrainOptions& options) {
+  if (options.recipe.ends_with(".kumi"))
+    throw Error("this is a model; what is trained is a recipe")
+        .at({options.recipe})
+        .hint("name the model in the recipe, or with --model: kumi train RECIPE --model " + options.recipe);
   std::vector<Override> overrides;
   if (!options.model.empty()) overrides.push_back({"model.path", options.model});
   if (!options.log.empty()) overrides.push_back({"log.file", options.log});

@@ -17,6 +17,11 @@ struct NumbersCase {
   ExampleModel model;
 };
 
+// For gtest's list of tests.
+void PrintTo(const NumbersCase& c, std::ostream* out) {
+  *out << c.name;
+}
+
 using Settings = std::vector<std::pair<std::string, std::string>>;
 
 std::vector<NumbersCase> cases() {

@@ -21,7 +21,14 @@ constexpr double kTrainingTolerance = 1e-6;  // other kernels are fused, so sums
 struct RoundTripCase {
   ExampleModel model;
   std::string goal;
+
+  std::string name() const { return model.file.substr(0, model.file.find('.')) + "_" + goal; }
 };
+
+// For gtest's list of tests.
+void PrintTo(const RoundTripCase& c, std::ostream* out) {
+  *out << c.name();
+}
 
 std::vector<RoundTripCase> cases() {
   std::vector<RoundTripCase> all;
@@ -119,9 +126,8 @@ TEST_P(RoundTrip, EveryStageGivesTheSameNumbers) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, RoundTrip, ::testing::ValuesIn(cases()), [](const auto& info) {
-  return info.param.model.file.substr(0, info.param.model.file.find('.')) + "_" + info.param.goal;
-});
+INSTANTIATE_TEST_SUITE_P(Models, RoundTrip, ::testing::ValuesIn(cases()),
+                         [](const auto& info) { return info.param.name(); });
 
 // A recipe's training step, as `kumi train` plans it.
 TEST(RoundTripOfARecipe, ReadsBackAsItself) {

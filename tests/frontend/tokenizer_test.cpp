@@ -3,6 +3,7 @@
 #include "frontend/tokenizer.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 #include <zlib.h>
 
 #include <fstream>
@@ -40,7 +41,8 @@ class TokenizerTest : public testing::Test {
  protected:
   // Training takes a moment, so all tests share one model.
   static void SetUpTestSuite() {
-    folder() = fs::path(testing::TempDir()) / "kumi_tokenizer_test";
+    // Its own for every process: ctest runs tests side by side.
+    folder() = fs::path(testing::TempDir()) / ("kumi_tokenizer_test_" + std::to_string(getpid()));
     fs::remove_all(folder());
     fs::create_directories(folder());
     std::ofstream(folder() / "text.txt") << sample_text();
