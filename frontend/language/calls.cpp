@@ -336,7 +336,8 @@ Value Elaborator::call_weight(const Expression& e, Frame& frame) {
     if (dim.is_number() && dim.number() < 1)
       throw error(given[1]->place, concat("the size ", dim.display(), " of the weight '", state.name, "'"))
           .expected("1 or more");
-  const State* known = module_.find_state(state.name);
+  auto index = state_index_.find(state.name);
+  const State* known = index == state_index_.end() ? nullptr : &module_.states[index->second];
   if (known != nullptr && (known->type != state.type || known->initializer != state.initializer))
     throw error(e.place, concat("the weight '", state.name, "' is declared twice, as ",
                                 kumi::display(known->type), " = ", to_string(known->initializer), " and as ",
@@ -344,7 +345,10 @@ Value Elaborator::call_weight(const Expression& e, Frame& frame) {
         .hint("a layer's weights need a scope of their own: repeat layers as i in \"layers.{i}\"");
   Attributes attributes = {{"state", state.name}, {"dtype", state.type.dtype}, {"shape", state.type.shape}};
   std::vector<ValueId> value = build("read", {}, std::move(attributes), to_value_name(state.name), e.place);
-  if (known == nullptr) module_.states.push_back(std::move(state));
+  if (known == nullptr) {
+    state_index_.emplace(state.name, module_.states.size());
+    module_.states.push_back(std::move(state));
+  }
   return Tensors{std::move(value)};
 }
 

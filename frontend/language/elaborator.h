@@ -4,6 +4,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "frontend/language/elaborate.h"
@@ -99,6 +100,7 @@ class Elaborator {
   ModelSyntax prelude_;
   std::vector<Expression> settings_values_;  // parsed
   Module module_;
+  std::unordered_map<std::string, size_t> state_index_;  // into the module's states, by name
   Graph graph_;
   GraphBuilder builder_;
   Frame prelude_frame_, root_;

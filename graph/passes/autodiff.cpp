@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "graph/names.h"
 #include "graph/op.h"
@@ -156,13 +157,12 @@ class Differentiation {
 }  // namespace
 
 std::vector<bool> depends_on_weight(const Module& module, const Graph& graph) {
+  std::unordered_set<std::string> weights;
+  for (const State& state : module.states)
+    if (state.kind == State::kWeight) weights.insert(state.name);
   std::vector<bool> depends(graph.values.size(), false);
   for (const Node& node : graph.nodes) {
-    bool any = false;
-    if (node.op == "read") {
-      const State* state = module.find_state(string_attribute(node.attributes, "state"));
-      any = state != nullptr && state->kind == State::kWeight;
-    }
+    bool any = node.op == "read" && weights.count(string_attribute(node.attributes, "state")) != 0;
     for (ValueId operand : node.operands) any |= operand != kNone && depends[operand];
     for (ValueId result : node.results) depends[result] = any && is_floating(graph.type(result).dtype);
   }
