@@ -101,7 +101,8 @@ int dump_all(const DumpOptions& options) {
     size_t nodes = 0;
     for (const Graph& graph : module.graphs) nodes += graph.nodes.size();
     std::cout << name << std::string(name.size() < 20 ? 20 - name.size() : 0, ' ') << time_text(seconds)
-              << "  " << with_thousands(static_cast<int64_t>(nodes)) << " nodes" << std::endl;
+              << "  " << with_thousands(static_cast<int64_t>(nodes)) << " nodes\n"
+              << std::flush;
   };
   const double loading = seconds_since(start);
   write(0, "source", opened.module, rendered(opened.module, options.format, false), loading);
@@ -125,7 +126,7 @@ int dump_one(const DumpOptions& options) {
   auto start = std::chrono::steady_clock::now();
   OpenedModel opened = open(options, options.after.empty());
   auto report = [&](const std::string& stage, double seconds) {
-    if (options.verbose) std::cerr << time_text(seconds) << "  " << stage << std::endl;
+    if (options.verbose) std::cerr << time_text(seconds) << "  " << stage << "\n";
   };
   report("source", seconds_since(start));
   Module module = std::move(opened.module);

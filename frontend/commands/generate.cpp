@@ -32,7 +32,7 @@ Checkpoint find_checkpoint(const fs::path& path) {
   if (!fs::exists(path, failure)) throw Error("there is no such run or checkpoint").at({path});
   if (fs::exists(path / "training.json", failure)) return open_checkpoint(path);
   const fs::path below = path / "checkpoints";
-  const auto warn = [](const std::string& line) { std::cerr << "kumi: warning: " << line << std::endl; };
+  const auto warn = [](const std::string& line) { std::cerr << "kumi: warning: " << line << "\n"; };
   std::optional<Checkpoint> found = latest_checkpoint(fs::is_directory(below, failure) ? below : path, warn);
   if (!found)
     throw Error("there is no checkpoint here")
@@ -86,7 +86,7 @@ int generate(const GenerateOptions& options) {
   std::cout << text << std::flush;
   const bool finished = generator.run(std::move(prompt), generation,
                                       [&](int32_t id) { std::cout << decoder.push(id) << std::flush; });
-  std::cout << decoder.finish() << std::endl;
+  std::cout << decoder.finish() << "\n" << std::flush;
   return finished ? kExitSuccess : kExitInterrupted;
 }
 

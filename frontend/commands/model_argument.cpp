@@ -39,6 +39,7 @@ OpenedModel open_model(const ModelArgument& argument, std::optional<Goal> goal, 
   };
   if (is_recipe_file(argument.path)) {
     std::vector<Override> overrides;
+    overrides.reserve(argument.settings.size());
     for (const std::string& text : argument.settings) overrides.push_back(parse_override(text));
     const Recipe recipe = load_recipe(argument.path, overrides);
     opened.module = open(recipe.model, recipe.settings);

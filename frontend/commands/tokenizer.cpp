@@ -60,6 +60,7 @@ int decode(const TokenizerOptions& options) {
   const Tokenizer tokenizer = Tokenizer::load(options.model);
   std::istringstream words(options.ids.empty() ? standard_input() : "");
   std::vector<int32_t> ids;
+  ids.reserve(options.ids.size());
   for (const std::string& text : options.ids) ids.push_back(parse_id(text));
   for (std::string word; words >> word;) ids.push_back(parse_id(word));
   std::cout << tokenizer.decode(ids);

@@ -1,8 +1,9 @@
 // The golden runs: training computed in double precision by PyTorch's autograd, reproduced by `kumi`.
 //
 // The folder is ${KUMI_GOLDEN_DIR}, else ../shared/golden beside the source tree; without it these
-// tests are skipped. Everything a case needs is in its case.json. Tolerances are for f32: losses 1e-5
-// relative; logits 1e-5 of the largest logit; a gradient and a trained weight 1e-4 of its norm.
+// tests are skipped. Everything a case needs is in its case.json. Tolerances are for f32: losses and
+// gradient norms 1e-5 relative; logits 1e-5 of the largest logit; a gradient and a trained weight 1e-4 of its
+// norm. What is reached is some 1e-6.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -23,7 +24,7 @@ namespace fs = std::filesystem;
 constexpr double kLossTolerance = 1e-5;
 constexpr double kLogitTolerance = 1e-5;
 constexpr double kGradientTolerance = 1e-4;
-constexpr double kGradientNormTolerance = 1e-4;
+constexpr double kGradientNormTolerance = 1e-5;
 constexpr double kWeightTolerance = 1e-4;
 // GPT-2's attention does not depend on the keys' bias, so its gradient is rounding noise, which AdamW
 // turns into steps of full size.
