@@ -9,7 +9,7 @@ namespace kumi::language {
 namespace {
 
 constexpr int kDeepestCalls = 100;
-constexpr size_t kMostNodes = 2'000'000;
+constexpr size_t kMostNodes = 200'000;
 
 std::string text_of(const std::vector<std::string>& names) {
   std::string text;

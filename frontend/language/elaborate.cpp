@@ -10,8 +10,8 @@
 namespace kumi::language {
 namespace {
 
-constexpr int64_t kMostSteps = 20'000'000;  // statements and calls; PLaMo-13B has some thousand
-constexpr int64_t kMostRepeats = 1'000'000;
+constexpr int64_t kMostSteps = 2'000'000;  // statements and calls; PLaMo-13B has some thousand
+constexpr int64_t kMostRepeats = 100'000;
 
 std::string joined(const std::string& scope, const std::string& name) {
   return scope.empty() ? name : name.empty() ? scope : scope + "." + name;
