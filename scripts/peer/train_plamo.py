@@ -2,10 +2,11 @@
 """The peer of `scripts/bench cpu --peer`: the same PLaMo, batch and optimizer in PyTorch.
 
 Prints one line of JSON: tokens_per_second (median over the timed steps), losses of first and last
-step, threads. Eager mode, F32, torch.optim.AdamW(foreach=True) and clip_grad_norm_, on random tokens.
+step, threads, and the library that multiplies its matrices. Eager mode, F32, torch.optim.AdamW(foreach=True) and clip_grad_norm_, on random tokens.
 """
 import argparse
 import json
+import os
 import statistics
 import time
 
@@ -73,6 +74,16 @@ class Plamo(nn.Module):
         return self.head(self.norm(x))
 
 
+def blas_library():
+    """The folder's name of the libblas that is loaded: Debian lets the administrator choose one."""
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            path = os.path.realpath(line.split()[-1])
+            if "blas" in os.path.basename(path):
+                return os.path.basename(os.path.dirname(path))
+    return "its own BLAS"
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in dict(vocab=4096, hidden=256, layers=4, heads=8, kv_heads=2, ffn=704, seq=256, batch=8, steps=20, threads=0).items():
@@ -102,7 +113,7 @@ def main():
             seconds.append(time.perf_counter() - begin)
     print(json.dumps({"tokens_per_second": round(a.batch * a.seq / statistics.median(seconds), 1),
                       "first_loss": round(losses[0], 4), "last_loss": round(losses[-1], 4),
-                      "threads": torch.get_num_threads(), "torch": torch.__version__}))
+                      "threads": torch.get_num_threads(), "torch": torch.__version__, "blas": blas_library()}))
 
 
 if __name__ == "__main__":
