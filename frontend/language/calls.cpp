@@ -42,8 +42,10 @@ Value Elaborator::call(const Expression& e, Frame& frame, const std::string& wis
     throw error(e.place, concat("'", e.text, "' cannot be called in a model"))
         .expected("inputs and weights: input x: f32[n], weight(\"name\", [n], init = zeros)");
   std::vector<std::string> names = visible_names(&frame);
-  std::erase_if(names,
-                [&](const std::string& name) { return find(&frame, name).binding->function == nullptr; });
+  std::erase_if(names, [&](const std::string& name) {
+    const Binding* binding = find(&frame, name).binding;
+    return binding == nullptr || binding->function == nullptr;
+  });
   for (const auto& entry : builtins()) names.push_back(entry.first);
   for (const OpDef* known : all_ops())
     if (!known->is_state_access) names.push_back(known->name);

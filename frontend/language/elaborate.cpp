@@ -179,7 +179,7 @@ void Elaborator::record_parameters() {
       if (Dim* dim = std::get_if<Dim>(&*attribute)) *dim = dim->without_name();
       module_.parameters.emplace_back(parameter.name, *std::move(attribute));
     } catch (Error& failure) {
-      diagnostics_.report(std::move(failure));
+      diagnostics_.report(failure);
       binding.state = Binding::kReady;
       binding.value = Poison{};
     } catch (const Poisoned&) {

@@ -204,7 +204,7 @@ Value Elaborator::tensor_arithmetic(const Expression& e, const Value& a, const V
 }
 
 Value Elaborator::evaluate_binary(const Expression& e, Frame& frame, const std::string& wish) {
-  const Value a = evaluate(e.children[0], frame);
+  Value a = evaluate(e.children[0], frame);
   const std::string& op = e.text;
   if (op == "and" || op == "or") {
     // The second operand counts only if the first does not decide.
