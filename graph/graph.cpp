@@ -86,7 +86,7 @@ NameTable::NameTable(const Graph& graph) {
 }
 
 std::string NameTable::unique(const std::string& wish) {
-  const std::string stem = is_value_name(wish) ? wish : to_value_name(wish);
+  std::string stem = is_value_name(wish) ? wish : to_value_name(wish);
   auto [entry, is_new] = next_.emplace(stem, 1);
   if (is_new) return stem;
   std::string name;
