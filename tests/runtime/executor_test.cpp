@@ -192,9 +192,11 @@ TEST_F(ExecutorTest, NamesGraphsAndOutputsThatAreMissing) {
   expect_contains(message_of([&] { executor_->scalar_output("y"); }), "the output 'y' is f32[2, 3]");
   expect_contains(message_of([&] { executor_->scalar_output("picked"); }), "expected: f32[]");
   char bytes[32];
-  for (const auto& [offset, count] : {std::pair<int64_t, int64_t>{0, 25}, {-1, 1}, {24, 1}, {0, -1}, {25, 0}})
-    expect_contains(message_of([&] { executor_->read_output("y", bytes, offset, count); }),
-                    "of the output 'y', which has 24");
+  const auto read = [this, &bytes](int64_t offset, int64_t count) {
+    return message_of([&] { executor_->read_output("y", bytes, offset, count); });
+  };
+  for (const std::string& message : {read(0, 25), read(-1, 1), read(24, 1), read(0, -1), read(25, 0)})
+    expect_contains(message, "of the output 'y', which has 24");
   executor_->run("update", {});
   expect_contains(message_of([&] { executor_->output("y"); }), "the graph 'update' has no output 'y'");
 }
