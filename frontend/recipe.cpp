@@ -10,6 +10,7 @@
 #include "frontend/recipe.pb.h"
 #include "frontend/set_field.h"
 #include "graph/names.h"
+#include "graph/text.h"
 #include "runtime/atomic_file.h"
 
 namespace kumi {
@@ -22,18 +23,6 @@ using google::protobuf::TextFormat;
 
 constexpr int64_t kMostSteps = std::numeric_limits<int32_t>::max();  // the step counter is i32
 constexpr size_t kLargestRecipe = size_t{16} << 20;
-constexpr size_t kLongestLine = 400;  // that is shown: a longer one would hide the message
-
-std::string line_of(const std::string& text, int line) {
-  size_t begin = 0;
-  for (int i = 1; i < line; ++i) {
-    begin = text.find('\n', begin);
-    if (begin == std::string::npos) return "";
-    ++begin;
-  }
-  std::string found = text.substr(begin, text.find('\n', begin) - begin);
-  return found.size() <= kLongestLine && is_utf8(found) ? found : "";
-}
 
 // ---------------------------------------------------------------------------------------- reading
 
@@ -71,12 +60,10 @@ class ErrorCollector : public google::protobuf::io::ErrorCollector {
     const auto* descriptor = proto::Recipe::descriptor()->file()->pool()->FindMessageTypeByName(type);
     if (descriptor == nullptr) return Error(message);
     const std::vector<std::string> names = field_names(*descriptor);
-    std::string list;
-    for (const std::string& name : names) list += (list.empty() ? "" : ", ") + name;
     std::string group = type.substr(type.rfind('.') + 1);
     Error error(group == "Recipe" ? concat("a recipe has no field '", field, "'")
                                   : concat("the group ", group, " has no field '", field, "'"));
-    return error.expected("one of " + list).hint(did_you_mean(field, names));
+    return error.expected("one of " + joined(names)).hint(did_you_mean(field, names));
   }
 
   const fs::path& file_;

@@ -7,7 +7,7 @@
 #include <optional>
 
 #include "graph/error.h"
-#include "graph/names.h"
+#include "graph/text.h"
 
 namespace kumi {
 namespace {
@@ -66,13 +66,11 @@ bool parse_bool(const std::string& value) {
 const EnumValueDescriptor* parse_enum(const EnumDescriptor& type, const std::string& value) {
   if (const EnumValueDescriptor* found = type.FindValueByName(value)) return found;
   std::vector<std::string> names;
-  std::string list;
   for (int i = 0; i < type.value_count(); ++i) {
     names.push_back(type.value(i)->name());
-    list += (i == 0 ? "" : ", ") + names.back();
   }
   throw Error(concat("the value is '", value, "'"))
-      .expected("one of " + list)
+      .expected("one of " + joined(names))
       .hint(did_you_mean(value, names));
 }
 
@@ -132,10 +130,8 @@ const FieldDescriptor* find(const Message& message, const Part& part) {
   const auto& descriptor = *message.GetDescriptor();
   if (const FieldDescriptor* field = descriptor.FindFieldByName(part.name)) return field;
   const std::vector<std::string> names = field_names(descriptor);
-  std::string list;
-  for (const std::string& name : names) list += (list.empty() ? "" : ", ") + name;
   throw Error(concat("there is no field '", part.name, "'"))
-      .expected("one of " + list)
+      .expected("one of " + joined(names))
       .hint(did_you_mean(part.name, names));
 }
 

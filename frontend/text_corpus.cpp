@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "graph/error.h"
+#include "graph/text.h"
 
 namespace kumi {
 namespace {
@@ -263,40 +264,6 @@ void for_each_document(const fs::path& file, const TextSource& source,
 
 void for_each_document(const TextSource& source, const std::function<void(std::string_view)>& document) {
   for (const fs::path& file : expand_paths(source)) for_each_document(file, source, document);
-}
-
-std::optional<size_t> find_invalid_utf8(std::string_view text) {
-  const auto byte = [text](size_t i) { return static_cast<unsigned char>(text[i]); };
-  size_t i = 0;
-  while (i < text.size()) {
-    if (byte(i) < 0x80) {
-      // Most text is ASCII: eight bytes at a time.
-      uint64_t word = 0;
-      while (i + sizeof word <= text.size()) {
-        std::memcpy(&word, text.data() + i, sizeof word);
-        if ((word & 0x8080808080808080) != 0) break;
-        i += sizeof word;
-      }
-      while (i < text.size() && byte(i) < 0x80) ++i;
-      continue;
-    }
-    const unsigned char lead = byte(i);
-    const size_t length = lead >= 0xC2 && lead < 0xE0   ? 2
-                          : (lead & 0xF0) == 0xE0       ? 3
-                          : lead >= 0xF0 && lead < 0xF5 ? 4
-                                                        : 0;
-    if (length == 0 || i + length > text.size()) return i;
-    uint32_t code = lead & (0xFFu >> (length + 1));
-    for (size_t j = 1; j < length; ++j) {
-      if ((byte(i + j) & 0xC0) != 0x80) return i;
-      code = (code << 6) | (byte(i + j) & 0x3F);
-    }
-    constexpr uint32_t kSmallest[] = {0, 0, 0x80, 0x800, 0x10000};
-    const bool surrogate = code >= 0xD800 && code < 0xE000;
-    if (code < kSmallest[length] || code > 0x10FFFF || surrogate) return i;
-    i += length;
-  }
-  return std::nullopt;
 }
 
 }  // namespace kumi

@@ -50,8 +50,4 @@ void for_each_document(const TextSource& source, const std::function<void(std::s
 void for_each_document(const std::filesystem::path& file, const TextSource& source,
                        const std::function<void(std::string_view)>& document);
 
-// Offset of the first byte that is not part of a valid UTF-8 sequence (surrogates, overlong forms
-// and values above U+10FFFF are not valid), or nothing.
-std::optional<size_t> find_invalid_utf8(std::string_view text);
-
 }  // namespace kumi

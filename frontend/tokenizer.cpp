@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "graph/error.h"
+#include "graph/text.h"
 #include "runtime/atomic_file.h"
 
 namespace kumi {

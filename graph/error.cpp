@@ -4,6 +4,12 @@
 
 namespace kumi {
 
+std::string joined(const std::vector<std::string>& words, const std::string& if_empty) {
+  std::string text;
+  for (const std::string& word : words) text += (text.empty() ? "" : ", ") + word;
+  return words.empty() ? if_empty : text;
+}
+
 std::string to_string(const SourceLocation& location) {
   std::string text = location.file;
   if (location.line > 0) {

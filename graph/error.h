@@ -20,6 +20,9 @@ std::string concat(const Args&... args) {
   return out.str();
 }
 
+// "a, b, c" for messages; `if_empty` if there is nothing.
+std::string joined(const std::vector<std::string>& words, const std::string& if_empty = "");
+
 // A place in a file of text. Line and column count from 1; line 0 means "the file as a whole".
 struct SourceLocation {
   std::string file;

@@ -25,21 +25,26 @@ std::vector<NodeId> Graph::inputs() const {
   return found;
 }
 
+const char* to_string(Initializer::Kind kind) {
+  static constexpr const char* kNames[] = {"zeros", "ones", "constant", "normal", "uniform"};
+  return kNames[kind];
+}
+
+std::optional<Initializer::Kind> parse_initializer_kind(std::string_view name) {
+  for (Initializer::Kind kind : {Initializer::kZeros, Initializer::kOnes, Initializer::kConstant,
+                                 Initializer::kNormal, Initializer::kUniform})
+    if (name == to_string(kind)) return kind;
+  return std::nullopt;
+}
+
+bool has_parameter(Initializer::Kind kind) {
+  return kind != Initializer::kZeros && kind != Initializer::kOnes;
+}
+
 std::string to_string(const Initializer& initializer) {
-  const std::string parameter = "(" + float_to_string(initializer.parameter) + ")";
-  switch (initializer.kind) {
-    case Initializer::kZeros:
-      return "zeros";
-    case Initializer::kOnes:
-      return "ones";
-    case Initializer::kConstant:
-      return "constant" + parameter;
-    case Initializer::kNormal:
-      return "normal" + parameter;
-    case Initializer::kUniform:
-      return "uniform" + parameter;
-  }
-  return "?";
+  const std::string name = to_string(initializer.kind);
+  return has_parameter(initializer.kind) ? concat(name, "(", float_to_string(initializer.parameter), ")")
+                                         : name;
 }
 
 const char* to_string(State::Kind kind) {

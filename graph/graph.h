@@ -13,6 +13,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "graph/attribute.h"
@@ -92,6 +93,9 @@ struct Initializer {
   bool operator==(const Initializer&) const = default;
 };
 std::string to_string(const Initializer& initializer);  // zeros, constant(2.0), normal(0.02)
+const char* to_string(Initializer::Kind kind);          // "zeros", "ones", "constant", "normal", "uniform"
+std::optional<Initializer::Kind> parse_initializer_kind(std::string_view name);
+bool has_parameter(Initializer::Kind kind);
 
 struct State {
   // kWeight: trained and saved in checkpoints; kOptimizer: saved with the optimizer (moments, step

@@ -1,6 +1,6 @@
 #include "graph/names.h"
 
-#include <cstdint>
+#include "graph/text.h"
 
 namespace kumi {
 namespace {
@@ -13,29 +13,6 @@ bool is_letter(char c) {
 }
 
 }  // namespace
-
-bool is_utf8(std::string_view text) {
-  for (size_t i = 0; i < text.size();) {
-    auto byte = [&](size_t k) -> uint32_t { return static_cast<unsigned char>(text[k]); };
-    uint32_t lead = byte(i);
-    size_t length = lead < 0x80   ? 1
-                    : lead < 0xc2 ? 0
-                    : lead < 0xe0 ? 2
-                    : lead < 0xf0 ? 3
-                    : lead < 0xf5 ? 4
-                                  : 0;
-    if (length == 0 || i + length > text.size()) return false;
-    uint32_t code = length == 1 ? lead : lead & (0x7fu >> length);
-    for (size_t k = 1; k < length; ++k) {
-      if ((byte(i + k) & 0xc0) != 0x80) return false;
-      code = code << 6 | (byte(i + k) & 0x3f);
-    }
-    if ((length == 3 && code < 0x800) || (length == 4 && code < 0x10000)) return false;  // overlong
-    if ((code >= 0xd800 && code < 0xe000) || code > 0x10ffff) return false;              // surrogates, range
-    i += length;
-  }
-  return true;
-}
 
 bool is_identifier(std::string_view text) {
   if (text.empty() || !is_letter(text[0])) return false;

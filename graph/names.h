@@ -6,8 +6,6 @@
 
 namespace kumi {
 
-bool is_utf8(std::string_view text);
-
 // A letter or '_', then letters, digits and '_': the language's identifiers.
 bool is_identifier(std::string_view text);
 // Identifiers joined by dots; after a dot a digit may stand first: "h", "grad.h.12".

@@ -76,10 +76,8 @@ void complete_attributes(const OpDef& op, Attributes* attributes) {
   for (size_t i = 0; i < attributes->size(); ++i) {
     const std::string& name = (*attributes)[i].first;
     if (std::find(names.begin(), names.end(), name) == names.end()) {
-      std::string list;
-      for (const std::string& known : names) list += (list.empty() ? "" : ", ") + known;
       throw Error(concat(op.name, ": there is no attribute '", name, "'"))
-          .expected(list.empty() ? "no attributes" : "one of " + list)
+          .expected(names.empty() ? "no attributes" : "one of " + joined(names))
           .hint(did_you_mean(name, names));
     }
     for (size_t j = 0; j < i; ++j)
@@ -166,8 +164,7 @@ std::vector<Type> infer_types(const OpDef& op, const std::vector<const Type*>& o
   check_operands(op, operands);
   complete_attributes(op, attributes);
   std::vector<Type> types = op.infer(InferContext{op.name, operands, *attributes});
-  // A size that both operand and result carry by name is the rule's business; here only sanity.
-  for (const Type& type : types) (void)element_count(type.shape);  // throws if it has no 64 bits
+  for (const Type& type : types) (void)element_count(type.shape);  // throws if it does not fit into 64 bits
   return types;
 }
 

@@ -59,14 +59,12 @@ const std::vector<Pass>& pipeline() {
 
 const Pass& find_pass(const std::string& name) {
   std::vector<std::string> names;
-  std::string list;
   for (const Pass& pass : pipeline()) {
     if (pass.name == name) return pass;
     names.push_back(pass.name);
-    list += (list.empty() ? "" : ", ") + pass.name;
   }
   throw Error(concat("unknown pass ", quoted(name)))
-      .expected(concat("one of ", list))
+      .expected("one of " + joined(names))
       .hint(did_you_mean(name, names));
 }
 

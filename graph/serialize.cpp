@@ -15,6 +15,7 @@
 #include "graph/graph.pb.h"
 #include "graph/names.h"
 #include "graph/pipeline.h"
+#include "graph/text.h"
 
 namespace kumi {
 namespace {
@@ -219,20 +220,6 @@ class Reader {
     return location;
   }
 
- public:
-  static std::string line_of(const std::string& text, int line) {
-    size_t begin = 0;
-    for (int i = 1; i < line; ++i) {
-      begin = text.find('\n', begin);
-      if (begin == std::string::npos) return "";
-      ++begin;
-    }
-    constexpr size_t kLongestLine = 200;
-    std::string found = text.substr(begin, std::min(text.find('\n', begin) - begin, kLongestLine));
-    return is_utf8(found) ? found : "";
-  }
-
- private:
   std::string text(const std::string& in, const char* field, int index = -1) {
     if (!is_utf8(in)) {
       Step step(this, field, index);
@@ -463,7 +450,7 @@ class ErrorCollector : public google::protobuf::io::ErrorCollector {
   void AddError(int line, int column, const std::string& message) override {
     Error error(message);
     if (line >= 0)
-      error.at({file_, line + 1, column + 1}).source_line(Reader::line_of(text_, line + 1));
+      error.at({file_, line + 1, column + 1}).source_line(line_of(text_, line + 1));
     else
       error.at({file_, 0, 0});
     if (!first_)

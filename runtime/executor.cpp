@@ -71,12 +71,6 @@ std::vector<std::string> names_of(const std::vector<PlanPort>& ports) {
   return names;
 }
 
-std::string joined(const std::vector<std::string>& names) {
-  std::string text;
-  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
-  return text.empty() ? "none" : text;
-}
-
 }  // namespace
 
 Executor::Executor(Plan plan, Device& device)
@@ -130,7 +124,7 @@ size_t Executor::graph_index(std::string_view name) const {
     if (plan_.graphs[i].name == name) return i;
     names.push_back(plan_.graphs[i].name);
   }
-  throw Error(concat("the plan has no graph '", name, "'")).expected("one of " + joined(names));
+  throw Error(concat("the plan has no graph '", name, "'")).expected("one of " + joined(names, "none"));
 }
 
 const GraphPlan& Executor::graph(std::string_view name) const {
@@ -143,7 +137,7 @@ void Executor::copy_inputs(const GraphPlan& graph, std::span<const Feed> feeds) 
     if (std::none_of(graph.inputs.begin(), graph.inputs.end(), is_it)) {
       std::vector<std::string> names = names_of(graph.inputs);
       throw Error(concat("the graph '", graph.name, "' has no input '", feed.name, "'"))
-          .expected("one of " + joined(names))
+          .expected("one of " + joined(names, "none"))
           .hint(did_you_mean(feed.name, names));
     }
   }
@@ -183,7 +177,7 @@ const PlanPort& Executor::output_port(std::string_view name) const {
     if (port.name == name) return port;
   std::vector<std::string> names = names_of(last_run_->outputs);
   throw Error(concat("the graph '", last_run_->name, "' has no output '", name, "'"))
-      .expected("one of " + joined(names))
+      .expected("one of " + joined(names, "none"))
       .hint(did_you_mean(std::string(name), names));
 }
 

@@ -46,12 +46,6 @@ std::vector<std::string> devices_in(const std::vector<fs::path>& directories) {
   return {names.begin(), names.end()};
 }
 
-std::string joined(const std::vector<std::string>& words) {
-  std::string text;
-  for (const std::string& word : words) text += (text.empty() ? "" : ", ") + word;
-  return text;
-}
-
 Error missing_plugin(const std::string& name, const std::string& file,
                      const std::vector<fs::path>& directories) {
   std::vector<std::string> places;

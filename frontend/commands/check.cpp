@@ -25,12 +25,6 @@ std::string with_prefix(double number) {
   return text;
 }
 
-std::string joined(const std::vector<std::string>& parts) {
-  std::string text;
-  for (const std::string& part : parts) text += (text.empty() ? "" : ", ") + part;
-  return text.empty() ? "none" : text;
-}
-
 void print_interface(const Module& module) {
   const Graph& graph = main_graph(module);
   std::vector<std::string> sizes, inputs, outputs;
@@ -41,8 +35,8 @@ void print_interface(const Module& module) {
                             display(graph.type(graph.nodes[n].results[0]))));
   for (const Output& output : graph.outputs)
     outputs.push_back(concat(output.name, ": ", display(graph.type(output.value))));
-  std::cout << "sizes       " << joined(sizes) << "\ninputs      " << joined(inputs) << "\noutputs     "
-            << joined(outputs) << "\n";
+  std::cout << "sizes       " << joined(sizes, "none") << "\ninputs      " << joined(inputs, "none")
+            << "\noutputs     " << joined(outputs, "none") << "\n";
 }
 
 // What one element of all free sizes is.
@@ -66,7 +60,7 @@ void print_cost(const CostSummary& cost, const char* unit) {
 
 // Of a dump: what its passes have found out already.
 void print_planned(const Module& module) {
-  std::cout << "passes      " << joined(module.passes) << "\n";
+  std::cout << "passes      " << joined(module.passes, "none") << "\n";
   for (const Graph& graph : module.graphs) {
     std::cout << "graph       " << graph.name << ", "
               << with_thousands(static_cast<int64_t>(graph.nodes.size())) << " nodes";

@@ -9,6 +9,7 @@
 #include "frontend/stop_signals.h"
 #include "frontend/text_corpus.h"
 #include "frontend/tokenizer.h"
+#include "graph/text.h"
 #include "runtime/checkpoint.h"
 
 namespace kumi {

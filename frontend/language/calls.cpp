@@ -11,12 +11,6 @@ namespace {
 constexpr int kDeepestCalls = 100;
 constexpr size_t kMostNodes = 200'000;
 
-std::string text_of(const std::vector<std::string>& names) {
-  std::string text;
-  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
-  return text;
-}
-
 }  // namespace
 
 std::vector<ValueId> Elaborator::build(const std::string& op, const std::vector<ValueId>& operands,
@@ -71,7 +65,7 @@ std::vector<Elaborator::Actual> Elaborator::evaluate_arguments(const Expression&
 std::vector<const Argument*> Elaborator::match(const Expression& e, const std::vector<std::string>& names,
                                                size_t required) {
   std::vector<const Argument*> matched(names.size(), nullptr);
-  const std::string signature = concat(e.text, "(", text_of(names), ")");
+  const std::string signature = concat(e.text, "(", joined(names), ")");
   size_t position = 0;
   for (const Argument& argument : e.arguments) {
     size_t at = position;
@@ -114,7 +108,7 @@ Value Elaborator::call_function(const Expression& e, const Binding& function, Fr
     const Argument& parameter = definition.parameters[i];
     if (given[i] == nullptr && parameter.value.empty())
       throw error(e.place, concat("'", e.text, "': the argument '", names[i], "' is missing"))
-          .expected(concat(e.text, "(", text_of(names), ")"));
+          .expected(concat(e.text, "(", joined(names), ")"));
     Binding binding;
     binding.is_variable = true;
     binding.place = parameter.place;
@@ -212,7 +206,7 @@ Value Elaborator::call_op(const Expression& e, const OpDef& op, Frame& frame, co
         for (const OperandSpec& operand : op.operands) names.push_back(operand.name);
         for (const AttributeSpec& attribute : op.attributes) names.push_back(attribute.name);
         throw error(actual.place, concat("'", op.name, "' has no operand or attribute '", actual.name, "'"))
-            .expected(names.empty() ? "no arguments" : "one of " + text_of(names))
+            .expected(names.empty() ? "no arguments" : "one of " + joined(names))
             .hint(did_you_mean(actual.name, names));
       }
       if (i < operands.size() && operands[i] != kNone)
@@ -282,34 +276,21 @@ size_t Elaborator::axis_argument(const Expression& e, const Argument& argument, 
 }
 
 Initializer Elaborator::to_initializer(const Expression& e, Frame& frame) {
-  struct Known {
-    const char* name;
-    Initializer::Kind kind;
-    bool has_parameter;
-  };
-  static constexpr Known kTable[] = {{"zeros", Initializer::kZeros, false},
-                                     {"ones", Initializer::kOnes, false},
-                                     {"constant", Initializer::kConstant, true},
-                                     {"normal", Initializer::kNormal, true},
-                                     {"uniform", Initializer::kUniform, true}};
-  const char* expected = "zeros, ones, constant(value), normal(standard deviation) or uniform(half width)";
-  for (const Known& known : kTable) {
-    if (e.text != known.name || (e.kind != Expression::kName && e.kind != Expression::kCall)) continue;
-    if (known.has_parameter != (e.kind == Expression::kCall) ||
-        e.arguments.size() != (known.has_parameter ? 1 : 0))
-      break;
-    Initializer initializer{known.kind, 0};
-    if (!known.has_parameter) return initializer;
-    const Value value = evaluate(e.arguments[0].value[0], frame);
-    if (!value.is_number() || !std::isfinite(to_double(value)))
-      throw error(e.place, concat("the initializer's parameter is ", kind_of(value))).expected("a number");
-    initializer.parameter = to_double(value);
-    if (known.kind != Initializer::kConstant && initializer.parameter < 0)
-      throw error(e.place, concat("the initializer's parameter is ", display(value, graph_)))
-          .expected("0 or more");
-    return initializer;
-  }
-  throw error(e.place, "this is no initializer").expected(expected);
+  const std::optional<Initializer::Kind> kind = parse_initializer_kind(e.text);
+  const bool takes_one = kind && has_parameter(*kind);
+  const bool fits = kind && e.kind == (takes_one ? Expression::kCall : Expression::kName) &&
+                    e.arguments.size() == (takes_one ? 1 : 0);
+  if (!fits)
+    throw error(e.place, "this is no initializer")
+        .expected("zeros, ones, constant(value), normal(standard deviation) or uniform(half width)");
+  if (!takes_one) return {*kind, 0};
+  const Value value = evaluate(e.arguments[0].value[0], frame);
+  if (!value.is_number() || !std::isfinite(to_double(value)))
+    throw error(e.place, concat("the initializer's parameter is ", kind_of(value))).expected("a number");
+  if (*kind != Initializer::kConstant && to_double(value) < 0)
+    throw error(e.place, concat("the initializer's parameter is ", display(value, graph_)))
+        .expected("0 or more");
+  return {*kind, to_double(value)};
 }
 
 // weight("name", [sizes], init = normal(0.02), dtype = f32): declares the weight and reads it.

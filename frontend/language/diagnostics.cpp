@@ -2,27 +2,14 @@
 
 #include <utility>
 
-#include "graph/names.h"
+#include "graph/text.h"
 
 namespace kumi::language {
-
-std::string Diagnostics::line_text(int line) const {
-  constexpr size_t kLongestLine = 400;  // a longer one would hide the message
-  size_t begin = 0;
-  for (int i = 1; i < line; ++i) {
-    begin = text_.find('\n', begin);
-    if (begin == std::string_view::npos) return "";
-    ++begin;
-  }
-  std::string found(text_.substr(begin, text_.find('\n', begin) - begin));
-  if (!found.empty() && found.back() == '\r') found.pop_back();
-  return found.size() <= kLongestLine && is_utf8(found) ? found : "";
-}
 
 Error Diagnostics::located(Error error) const {
   const SourceLocation& place = error.location();
   if (!place.known()) error.at({file_});
-  if (place.file == file_ && place.line > 0) error.source_line(line_text(place.line));
+  if (place.file == file_ && place.line > 0) error.source_line(line_of(text_, place.line));
   return error;
 }
 

@@ -32,8 +32,6 @@ class Diagnostics {
   static constexpr size_t kMostErrors = 20;
 
  private:
-  std::string line_text(int line) const;
-
   std::string file_;
   std::string_view text_;
   std::optional<Error> first_;

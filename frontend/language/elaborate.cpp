@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kMostSteps = 2'000'000;  // statements and calls; PLaMo-13B has some thousand
 constexpr int64_t kMostRepeats = 100'000;
 
-std::string joined(const std::string& scope, const std::string& name) {
+std::string nested(const std::string& scope, const std::string& name) {
   return scope.empty() ? name : name.empty() ? scope : scope + "." + name;
 }
 
@@ -111,12 +111,10 @@ void Elaborator::apply_settings() {
     try {
       if (!is_parameter && size == module_.sizes.end()) {
         std::vector<std::string> names;
-        std::string list;
         for (const Argument& parameter : syntax_.parameters) names.push_back(parameter.name);
         for (const auto& entry : module_.sizes) names.push_back(entry.first);
-        for (const std::string& known : names) list += (list.empty() ? "" : ", ") + known;
         throw Error(concat("the model '", syntax_.name, "' has no parameter '", name, "'"))
-            .expected(list.empty() ? "no parameters" : "one of " + list)
+            .expected(names.empty() ? "no parameters" : "one of " + joined(names))
             .hint(did_you_mean(name, names));
       }
       const Expression* default_value = is_parameter ? found->second.definition : nullptr;
@@ -468,7 +466,7 @@ std::optional<Value> Elaborator::run_repeat(const Statement& statement, Frame& f
     const std::string label = statement.label ? to_text(*statement.label, inner, "a scope") : "";
     if (statement.label && !is_plain_name(label))
       throw error(statement.label->place, concat("a scope cannot be named ", quoted(label)));
-    Restore<std::string> scope(builder_.scope, joined(outer, label));
+    Restore<std::string> scope(builder_.scope, nested(outer, label));
     define(statement.body, inner);
     if (std::optional<Value> value = run_block(statement.body, inner)) return value;
     if (diagnostics_.has_errors()) break;  // every round would have the same
@@ -481,7 +479,7 @@ std::optional<Value> Elaborator::run_scope(const Statement& statement, Frame& fr
   const std::string label = to_text(*statement.label, frame, "a scope");
   if (!is_plain_name(label))
     throw error(statement.label->place, concat("a scope cannot be named ", quoted(label)));
-  Restore<std::string> scope(builder_.scope, joined(builder_.scope, label));
+  Restore<std::string> scope(builder_.scope, nested(builder_.scope, label));
   Frame inner;
   inner.parent = &frame;
   define(statement.body, inner);

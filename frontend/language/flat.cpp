@@ -98,20 +98,13 @@ class FlatReader {
   }
 
   Initializer initializer(const Expression& e) {
-    static constexpr std::pair<const char*, Initializer::Kind> kTable[] = {
-        {"zeros", Initializer::kZeros},
-        {"ones", Initializer::kOnes},
-        {"constant", Initializer::kConstant},
-        {"normal", Initializer::kNormal},
-        {"uniform", Initializer::kUniform}};
-    for (const auto& [name, kind] : kTable) {
-      if (e.text != name) continue;
-      if (e.kind == Expression::kName) return {kind, 0};
-      if (e.kind != Expression::kCall || e.arguments.size() != 1) break;
+    const std::optional<Initializer::Kind> kind = parse_initializer_kind(e.text);
+    if (kind && !has_parameter(*kind) && e.kind == Expression::kName) return {*kind, 0};
+    if (kind && has_parameter(*kind) && e.kind == Expression::kCall && e.arguments.size() == 1) {
       const Attribute parameter = attribute(e.arguments[0].value[0]);
-      if (const double* number = std::get_if<double>(&parameter)) return {kind, *number};
+      if (const double* number = std::get_if<double>(&parameter)) return {*kind, *number};
       if (const Dim* number = std::get_if<Dim>(&parameter))
-        return {kind, static_cast<double>(number->number())};
+        return {*kind, static_cast<double>(number->number())};
     }
     throw error(e.place, "this is no initializer")
         .expected("zeros, ones, constant(x), normal(x) or uniform(x)");

@@ -2,35 +2,16 @@
 
 #include <algorithm>
 
-#include "frontend/language/token.h"
-#include "frontend/text_corpus.h"
-#include "graph/attribute.h"
+#include "frontend/language/expression_parser.h"
 #include "graph/names.h"
+#include "graph/text.h"
 
 namespace kumi::language {
 namespace {
 
-// Deeper expressions or blocks are refused: reading them is recursive.
-constexpr int kDeepestNesting = 200;
-
-// Thrown to leave a statement whose error has been reported.
-struct Abandon {};
-
-std::string spelled(const Token& token) {
-  switch (token.kind) {
-    case TokenKind::kEnd:
-      return "the end of the text";
-    case TokenKind::kString:
-      return quoted(token.text);
-    default:
-      return concat("'", token.text, "'");
-  }
-}
-
-class Parser {
+class Parser : public ExpressionParser {
  public:
-  Parser(std::string_view text, Diagnostics& diagnostics)
-      : text_(text), diagnostics_(diagnostics), tokens_(tokenize(text, diagnostics)) {}
+  using ExpressionParser::ExpressionParser;
 
   ModelSyntax model() {
     ModelSyntax model;
@@ -49,92 +30,7 @@ class Parser {
     return model;
   }
 
-  Expression whole_expression() {
-    Expression value = sized_expression();
-    if (peek().kind != TokenKind::kEnd) fail(peek(), concat("found ", spelled(peek())), "one value");
-    return value;
-  }
-
  private:
-  // ---------------------------------------------------------------------------------------- tokens
-
-  const Token& peek(size_t ahead = 0) const { return tokens_[std::min(at_ + ahead, tokens_.size() - 1)]; }
-  const Token& next() {
-    const Token& token = peek();
-    if (at_ + 1 < tokens_.size()) ++at_;
-    return token;
-  }
-  static Place place(const Token& token) { return {token.line, token.column}; }
-
-  static bool is(const Token& token, std::string_view symbol) {
-    return token.kind == TokenKind::kSymbol && token.text == symbol;
-  }
-  bool is_name(std::string_view name, size_t ahead = 0) const {
-    return peek(ahead).kind == TokenKind::kName && peek(ahead).text == name;
-  }
-  bool accept(std::string_view symbol) {
-    if (!is(peek(), symbol)) return false;
-    next();
-    return true;
-  }
-  bool accept_name(std::string_view name) {
-    if (!is_name(name)) return false;
-    next();
-    return true;
-  }
-
-  [[noreturn]] void fail(const Token& token, const std::string& what, const std::string& expected) {
-    diagnostics_.report(diagnostics_.at(token.line, token.column, what).expected(expected));
-    throw Abandon();
-  }
-
-  void expect(std::string_view symbol, const std::string& where) {
-    if (!accept(symbol)) fail(peek(), concat("found ", spelled(peek())), concat("'", symbol, "' ", where));
-  }
-
-  std::string identifier(const std::string& what) {
-    if (peek().kind != TokenKind::kName || !is_identifier(peek().text))
-      fail(peek(), concat("found ", spelled(peek())), concat(what, ", of letters, digits and '_'"));
-    return next().text;
-  }
-
-  std::string string(const std::string& what) {
-    if (peek().kind != TokenKind::kString)
-      fail(peek(), concat("found ", spelled(peek())), concat(what, " as a string"));
-    return next().text;
-  }
-
-  int64_t integer(const std::string& what) {
-    const bool negative = accept("-");
-    if (peek().kind != TokenKind::kInteger)
-      fail(peek(), concat("found ", spelled(peek())), concat(what, " as a whole number"));
-    const int64_t value = next().integer;
-    return negative ? -value : value;
-  }
-
-  int32_t small_integer(const std::string& what) {
-    const Token& token = peek();
-    const int64_t value = integer(what);
-    if (value < 0 || value > INT32_MAX)
-      fail(token, concat("found ", value), concat(what, " of 0 or more, in 32 bits"));
-    return static_cast<int32_t>(value);
-  }
-
-  // Counts nesting while it lives.
-  struct Nesting {
-    Nesting(Parser& parser) : parser_(parser) {  // NOLINT: used in place
-      if (++parser_.depth_ > kDeepestNesting)
-        parser_.fail(parser_.peek(), "the nesting is too deep",
-                     concat("at most ", kDeepestNesting, " levels"));
-    }
-    ~Nesting() { --parser_.depth_; }
-    Nesting(const Nesting&) = delete;
-    Nesting& operator=(const Nesting&) = delete;
-    Parser& parser_;
-  };
-
-  // ------------------------------------------------------------------------------------ statements
-
   // `name, name = default)`: of a model or a function.
   std::vector<Argument> parameters() {
     std::vector<Argument> all;
@@ -467,188 +363,6 @@ class Parser {
     type.sizes = list("]");
     return type;
   }
-
-  // ----------------------------------------------------------------------------------- expressions
-
-  std::vector<Expression> list(std::string_view close) {
-    std::vector<Expression> values;
-    while (!accept(close)) {
-      values.push_back(sized_expression());
-      if (!is(peek(), close)) expect(",", concat("between values, or '", close, "'"));
-    }
-    return values;
-  }
-
-  // An expression, or a size with its name: hidden=5120.
-  Expression sized_expression() {
-    const Token first = peek();
-    Expression value = expression();
-    if (!is(peek(), "=")) return value;
-    Expression named;
-    named.kind = Expression::kNamedSize;
-    named.place = place(first);
-    if (value.kind == Expression::kString) {
-      named.text = value.text;
-    } else {
-      for (char c : text_.substr(first.begin, tokens_[at_ - 1].end - first.begin))
-        if (c != ' ') named.text += c;
-    }
-    next();
-    named.children.push_back(expression());
-    return named;
-  }
-
-  Expression expression() { return logical("or", "and"); }
-
-  Expression logical(const char* word, const char* tighter) {
-    auto operand = [&] { return tighter != nullptr ? logical(tighter, nullptr) : comparison(); };
-    Expression left = operand();
-    while (is_name(word)) {
-      const Token& op = next();
-      left = binary(op, std::move(left), operand());
-    }
-    return left;
-  }
-
-  Expression comparison() {
-    Expression left = sum();
-    for (const char* op : {"<", "<=", ">", ">=", "==", "!="})
-      if (is(peek(), op)) {
-        const Token& token = next();
-        return binary(token, std::move(left), sum());
-      }
-    return left;
-  }
-
-  Expression sum() {
-    Expression left = product();
-    while (is(peek(), "+") || is(peek(), "-")) {
-      const Token& op = next();
-      left = binary(op, std::move(left), product());
-    }
-    return left;
-  }
-
-  Expression product() {
-    Expression left = unary();
-    while (is(peek(), "*") || is(peek(), "/") || is(peek(), "%")) {
-      const Token& op = next();
-      left = binary(op, std::move(left), unary());
-    }
-    return left;
-  }
-
-  Expression binary(const Token& op, Expression left, Expression right) {
-    Expression e;
-    e.kind = Expression::kBinary;
-    e.place = place(op);
-    e.text = op.text;
-    e.children.push_back(std::move(left));
-    e.children.push_back(std::move(right));
-    // A long sum nests to the left, one level a term, and is walked recursively.
-    if (++terms_ > kMostTerms) fail(op, "the expression has too many terms", concat("at most ", kMostTerms));
-    return e;
-  }
-
-  Expression unary() {
-    Nesting nesting(*this);
-    if (!is(peek(), "-") && !is_name("not")) return primary();
-    const Token& op = next();
-    Expression operand = unary();
-    // A negative number is a number.
-    if (op.text == "-" && operand.kind == Expression::kInteger) {
-      operand.integer = -operand.integer;
-      operand.place = place(op);
-      return operand;
-    }
-    if (op.text == "-" && operand.kind == Expression::kFloat) {
-      operand.number = -operand.number;
-      operand.place = place(op);
-      return operand;
-    }
-    Expression e;
-    e.kind = Expression::kUnary;
-    e.place = place(op);
-    e.text = op.text;
-    e.children.push_back(std::move(operand));
-    return e;
-  }
-
-  Expression primary() {
-    const Token& token = peek();
-    Expression e;
-    e.place = place(token);
-    e.text = token.text;
-    switch (token.kind) {
-      case TokenKind::kInteger:
-        e.kind = Expression::kInteger;
-        e.integer = next().integer;
-        return e;
-      case TokenKind::kFloat:
-        e.kind = Expression::kFloat;
-        e.number = next().number;
-        return e;
-      case TokenKind::kString:
-        e.kind = Expression::kString;
-        next();
-        return e;
-      case TokenKind::kName:
-        next();
-        if (e.text == "true" || e.text == "false") {
-          e.kind = Expression::kBool;
-          e.integer = e.text == "true";
-        } else if (e.text == "_") {
-          e.kind = Expression::kNothing;
-        } else if (is(peek(), "(") && !peek().starts_line) {
-          next();
-          e.kind = Expression::kCall;
-          e.arguments = arguments();
-        } else {
-          e.kind = Expression::kName;
-        }
-        return e;
-      case TokenKind::kSymbol:
-        if (accept("(")) {
-          e = expression();
-          expect(")", "to close the parenthesis");
-          return e;
-        }
-        if (accept("[")) {
-          e.kind = Expression::kList;
-          e.children = list("]");
-          return e;
-        }
-        break;
-      case TokenKind::kEnd:
-        break;
-    }
-    fail(token, concat("found ", spelled(token)), "a value: a name, number, string, call or list");
-  }
-
-  std::vector<Argument> arguments() {
-    std::vector<Argument> all;
-    while (!accept(")")) {
-      Argument argument;
-      argument.place = place(peek());
-      if (peek().kind == TokenKind::kName && is(peek(1), "=")) {
-        argument.name = next().text;
-        next();
-      }
-      argument.value.push_back(sized_expression());
-      all.push_back(std::move(argument));
-      if (!is(peek(), ")")) expect(",", "between arguments, or ')'");
-    }
-    return all;
-  }
-
-  static constexpr int kMostTerms = 500;  // of a statement
-
-  std::string_view text_;
-  Diagnostics& diagnostics_;
-  std::vector<Token> tokens_;
-  size_t at_ = 0;
-  int depth_ = 0;
-  int terms_ = 0;
 };
 
 }  // namespace
@@ -667,7 +381,7 @@ ModelSyntax parse_model(std::string_view text, Diagnostics& diagnostics) {
 Expression parse_expression(std::string_view text, const Diagnostics& diagnostics) {
   Diagnostics own(diagnostics.file(), text);
   try {
-    Expression value = Parser(text, own).whole_expression();
+    Expression value = ExpressionParser(text, own).whole_expression();
     own.throw_if_any();
     return value;
   } catch (const Abandon&) {

@@ -23,10 +23,8 @@ ValueId find_loss(const Graph& graph, const PlanOptions& options) {
           .expected("f32[], one number, as cross_entropy or mean give it");
     return output.value;
   }
-  std::string list;
-  for (const std::string& name : names) list += (list.empty() ? "" : ", ") + name;
   throw Error(concat("the model has no output '", options.loss, "' to differentiate"))
-      .expected(list.empty() ? "the model to have an output" : concat("one of its outputs: ", list))
+      .expected(names.empty() ? "the model to have an output" : "one of its outputs: " + joined(names))
       .hint(did_you_mean(options.loss, names));
 }
 

@@ -16,18 +16,12 @@ std::vector<std::string> size_names(const Module& module) {
   return names;
 }
 
-std::string joined(const std::vector<std::string>& names) {
-  std::string text;
-  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
-  return text.empty() ? "none" : text;
-}
-
 void check_names(const Module& module, const PlanOptions& options) {
   std::vector<std::string> names = size_names(module);
   for (const auto& entry : options.sizes)
     if (std::find(names.begin(), names.end(), entry.first) == names.end())
       throw Error(concat("the model '", module.name, "' has no size '", entry.first, "'"))
-          .expected(concat("one of its free sizes: ", joined(names)))
+          .expected(concat("one of its free sizes: ", joined(names, "none")))
           .hint(did_you_mean(entry.first, names));
 }
 

@@ -7,6 +7,7 @@
 #include <fstream>
 
 #include "graph/error.h"
+#include "graph/text.h"
 
 namespace kumi {
 namespace {
