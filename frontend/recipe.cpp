@@ -7,6 +7,7 @@
 #include <limits>
 #include <map>
 
+#include "frontend/human.h"
 #include "frontend/recipe.pb.h"
 #include "frontend/set_field.h"
 #include "graph/names.h"
@@ -109,9 +110,9 @@ class Places {
         if (found->second.line > 0) error.source_line(line_of(text_, found->second.line));
         return error;
       }
-      const size_t dot = path.rfind('.');
-      if (dot == std::string::npos) return error.at({file_});
-      path.resize(dot);
+      const size_t end = path.find_last_of(".[");
+      if (end == std::string::npos) return error.at({file_});
+      path.resize(end);
     }
   }
 
@@ -336,6 +337,27 @@ void read_optimizer(const proto::Recipe& proto, Recipe* recipe, Checker* checker
   checker->range<int64_t>("accumulation", to.accumulation, 1, 1 << 20);
 }
 
+void read_plan(const proto::Recipe& proto, Recipe* recipe, Checker* checker) {
+  if (proto.precision() == proto::Recipe::BF16) recipe->precision = Precision::kBF16;
+  if (!proto.memory_limit().empty()) {
+    try {
+      recipe->memory_limit = parse_bytes(proto.memory_limit());
+    } catch (const Error& error) {
+      checker->fail("memory_limit", error);
+    }
+  }
+  PlanOptions options;
+  for (int i = 0; i < proto.plan().disable_size(); ++i) {
+    options.disabled = {proto.plan().disable(i)};
+    try {
+      check_disabled(options);
+      recipe->disabled.insert(proto.plan().disable(i));
+    } catch (const Error& error) {
+      checker->fail(concat("plan.disable[", i, "]"), error);
+    }
+  }
+}
+
 void read_run(const proto::Recipe& proto, Recipe* recipe, Checker* checker) {
   if (proto.has_steps()) {
     recipe->steps = proto.steps();
@@ -343,8 +365,6 @@ void read_run(const proto::Recipe& proto, Recipe* recipe, Checker* checker) {
   } else if (!recipe->sources.empty()) {
     checker->fail("steps", Error("the recipe does not say for how many steps").expected("steps: 1000"));
   }
-  if (proto.precision() == proto::Recipe::BF16)
-    checker->fail("precision", Error("the precision BF16 is not available yet").expected("precision: F32"));
   if (proto.checkpoint().has_every()) recipe->checkpoint_every = proto.checkpoint().every();
   if (proto.checkpoint().has_keep()) recipe->checkpoint_keep = proto.checkpoint().keep();
   checker->range<int64_t>("checkpoint.every", recipe->checkpoint_every, 0, kMostSteps);
@@ -369,6 +389,7 @@ Recipe checked(const proto::Recipe& proto, const fs::path& path, const Places& p
   read_model(proto, &recipe, &checker);
   read_data(proto, &recipe, &checker);
   read_optimizer(proto, &recipe, &checker);
+  read_plan(proto, &recipe, &checker);
   read_run(proto, &recipe, &checker);
   checker.finish();
   TextFormat::Printer printer;
@@ -386,6 +407,34 @@ Override parse_override(const std::string& text) {
         .at({concat("--set ", text)})
         .expected("NAME=VALUE, as in model.hidden=256");
   return {text.substr(0, equals), text.substr(equals + 1)};
+}
+
+bool is_planning_field(const std::string& name) {
+  return name == "precision" || name == "memory_limit" || name == "accumulation" ||
+         name.starts_with("plan.") || name.starts_with("optimizer.");
+}
+
+PlanOptions parse_planning(const std::vector<Override>& overrides) {
+  const fs::path no_file;
+  const std::string no_text;
+  Places places(no_file, no_text);
+  proto::Recipe proto;
+  for (const Override& override : overrides) apply(override, &proto, &places);
+  Recipe recipe;
+  Checker checker(places);
+  read_optimizer(proto, &recipe, &checker);
+  read_plan(proto, &recipe, &checker);
+  checker.finish();
+  return planning_options(recipe);
+}
+
+PlanOptions planning_options(const Recipe& recipe) {
+  PlanOptions options;
+  options.optimizer = recipe.optimizer;
+  options.precision = recipe.precision;
+  options.memory_limit = recipe.memory_limit;
+  options.disabled = recipe.disabled;
+  return options;
 }
 
 ModelSettings parse_model_settings(const std::vector<std::string>& texts) {

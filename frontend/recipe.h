@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -37,6 +38,9 @@ struct Recipe {
   std::filesystem::path cache;
 
   OptimizerOptions optimizer;  // accumulation as well
+  Precision precision = Precision::kF32;
+  int64_t memory_limit = 0;  // bytes; 0: none
+  std::set<std::string> disabled;
   std::optional<int64_t> steps;
   uint64_t seed = 0;
 
@@ -60,6 +64,13 @@ struct Override {
   std::string value;
 };
 Override parse_override(const std::string& text);
+
+// Of a model without a recipe: overrides of the recipe's fields that decide how it is planned, which
+// are `precision`, `memory_limit`, `accumulation` and those of `plan` and `optimizer`.
+bool is_planning_field(const std::string& name);
+// The part of a recipe that decides how a model is planned, but for its sizes.
+PlanOptions planning_options(const Recipe& recipe);
+PlanOptions parse_planning(const std::vector<Override>& overrides);
 
 // Of overrides that set a model's parameters alone: `model.hidden=256` or `hidden=256`.
 ModelSettings parse_model_settings(const std::vector<std::string>& texts);

@@ -321,9 +321,8 @@ class TrainingRun {
 }  // namespace
 
 PlanOptions training_options(const Recipe& recipe) {
-  PlanOptions options;
+  PlanOptions options = planning_options(recipe);
   options.goal = Goal::kTrain;
-  options.optimizer = recipe.optimizer;
   if (!recipe.batches.empty()) {
     const std::vector<int64_t> shape = batches_shape(recipe.batches);
     options.sizes = {{"batch", shape[1]}, {"seq", shape[2]}};

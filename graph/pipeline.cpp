@@ -57,6 +57,24 @@ const std::vector<Pass>& pipeline() {
   return passes;
 }
 
+const std::vector<Optimization>& optimizations() {
+  static const std::vector<Optimization> all = {
+      {"fuse", "gathering nodes into kernels"},
+      {"recompute", "computing activations again to stay below the memory limit"},
+  };
+  return all;
+}
+
+void check_disabled(const PlanOptions& options) {
+  std::vector<std::string> names;
+  for (const Optimization& optimization : optimizations()) names.push_back(optimization.name);
+  for (const std::string& name : options.disabled)
+    if (std::find(names.begin(), names.end(), name) == names.end())
+      throw Error(concat("there is no optimization ", quoted(name), " to disable"))
+          .expected("one of " + joined(names))
+          .hint(did_you_mean(name, names));
+}
+
 const Pass& find_pass(const std::string& name) {
   std::vector<std::string> names;
   for (const Pass& pass : pipeline()) {
@@ -70,14 +88,20 @@ const Pass& find_pass(const std::string& name) {
 
 namespace {
 
-// The passes that have run must be the first of the table, in its order: later ones rely on earlier ones.
+bool is_optimization(const std::string& pass) {
+  const std::vector<Optimization>& all = optimizations();
+  return std::any_of(all.begin(), all.end(), [&](const Optimization& o) { return o.name == pass; });
+}
+
+// The passes that have run must be the first of the table, in its order, but for optimizations that
+// were left out: later ones rely on earlier ones.
 void check_history(const Module& module) {
   size_t next = 0;
   for (const Pass& pass : pipeline()) {
     if (next == module.passes.size()) return;
     if (module.passes[next] == pass.name)
       ++next;
-    else if (pass.run)
+    else if (pass.run && !is_optimization(pass.name))
       break;
   }
   if (next == module.passes.size()) return;
@@ -115,11 +139,17 @@ void verify_after(const Module& module, const std::string& pass) {
 Module run_pipeline(Module module, const PlanOptions& options, const std::string& last,
                     const PassObserver& observer) {
   if (!last.empty()) find_pass(last);
+  check_disabled(options);
   check_history(module);
   verify(module);
   check_goal(module, options);
-  for (const Pass& pass : pipeline()) {
-    if (pass.run && !module.has_run(pass.name)) {
+  const std::vector<Pass>& passes = pipeline();
+  size_t first = 0;  // after the last that has run
+  for (size_t i = 0; i < passes.size(); ++i)
+    if (module.has_run(passes[i].name)) first = i + 1;
+  for (size_t i = 0; i < passes.size(); ++i) {
+    const Pass& pass = passes[i];
+    if (pass.run && i >= first && options.is_enabled(pass.name)) {
       auto start = std::chrono::steady_clock::now();
       try {
         module = pass.run(std::move(module), options);

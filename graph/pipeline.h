@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,16 @@ enum class Goal : uint8_t {
   kTrain,     // a training step: gradient and update graphs
 };
 
+// In which type products are computed (graph/passes/precision.h).
+enum class Precision : uint8_t { kF32, kBF16 };
+
+// A part of planning that changes no result beyond rounding and can be left out by name.
+struct Optimization {
+  std::string name;  // of the pass, where it is one
+  std::string doc;
+};
+const std::vector<Optimization>& optimizations();
+
 struct PlanOptions {
   Goal goal = Goal::kForward;
   std::map<std::string, int64_t> sizes;  // free sizes: batch, seq; those missing take the model's default
@@ -41,7 +52,15 @@ struct PlanOptions {
   // Keep the model's other outputs (logits) in the gradient graph of a training step. They then
   // stay in memory until its end, so training leaves them out.
   bool keep_outputs = false;
+  Precision precision = Precision::kF32;
+  // Bytes that states and arena together may take; 0: no limit. What `recompute` aims at.
+  int64_t memory_limit = 0;
+  std::set<std::string> disabled;  // names of optimizations()
+
+  bool is_enabled(const std::string& optimization) const { return disabled.count(optimization) == 0; }
 };
+// Throws Error with "did you mean" for a name in `disabled` that is none.
+void check_disabled(const PlanOptions& options);
 
 struct Pass {
   std::string name;
@@ -61,7 +80,8 @@ const Pass& find_pass(const std::string& name);  // throws Error with "did you m
 using PassObserver = std::function<void(const Pass& pass, const Module& module, double seconds)>;
 
 // Runs the passes that have not run on this module yet (Module::passes), in order, up to and
-// including `last` ("" means all), verifying after each.
+// including `last` ("" means all), verifying after each. Passes that are disabled are left out, as are
+// those before one that has run: the module was planned without them.
 // An Error thrown by a pass gets "while running the pass <name>".
 Module run_pipeline(Module module, const PlanOptions& options, const std::string& last = "",
                     const PassObserver& observer = nullptr);

@@ -15,7 +15,8 @@ void add_model_argument(CLI::App* command, ModelArgument* argument) {
                    "a model (.kumi source or dump, .pb or .txtpb module), or a recipe (.txtpb)")
       ->required();
   add_repeated(command, "--set", &argument->settings,
-               "sets a parameter of the model (model.hidden=256) or, of a recipe, any field; repeatable");
+               "sets a parameter of the model (model.hidden=256), how it is planned (precision=BF16, "
+               "plan.disable=fuse) or, of a recipe, any field; repeatable");
   add_repeated(command, "--size", &argument->sizes, "binds a free size, as in batch=4; repeatable");
 }
 
@@ -46,7 +47,17 @@ OpenedModel open_model(const ModelArgument& argument, std::optional<Goal> goal, 
     opened.options = training_options(recipe);
     if (goal) opened.options.goal = *goal;
   } else {
-    opened.module = open(argument.path, parse_model_settings(argument.settings));
+    std::vector<Override> planning;
+    std::vector<std::string> settings;
+    for (const std::string& text : argument.settings) {
+      Override override = parse_override(text);
+      if (is_planning_field(override.name))
+        planning.push_back(std::move(override));
+      else
+        settings.push_back(text);
+    }
+    opened.module = open(argument.path, parse_model_settings(settings));
+    opened.options = parse_planning(planning);
     opened.options.goal = goal.value_or(Goal::kForward);
     if (!goal) opened.options.goal = default_goal(opened.module);
   }
