@@ -3,8 +3,10 @@
 
 #include "codegen/emitter.h"
 #include "codegen/group_lowering.h"
+#include "codegen/iteration_space.h"
 #include "codegen/kernel_builder.h"
 #include "codegen/plan.h"
+#include "graph/parts.h"
 #include "graph/reorder.h"
 #include "graph/uses.h"
 
@@ -102,6 +104,10 @@ class PlanMaker {
       add_read(graph, node, graph_plan);
       return;
     }
+    if (op.moves_parts) {
+      add_parts(graph, node, graph_plan);
+      return;
+    }
     if (op.is_state_access || op.is_view || is_dead(graph, uses, unit)) return;
     if (node.op == "constant" && is_inlined_constant(graph, uses, node.results[0])) return;
 
@@ -139,42 +145,97 @@ class PlanMaker {
     return true;
   }
 
+  // A window onto memory: of a value, of a part of one, or of a state.
+  struct Window {
+    BufferSlot slot;
+    StridedShape layout;
+  };
+
+  Window window(const Graph& graph, ValueId value) const {
+    return {slot(graph, value), strided_shape(graph.values[value])};
+  }
+  Window window(const State& state) const {
+    const std::vector<int64_t> shape = numbers(state.type.shape);
+    return {slot(Placement{state.name, 0, {}}), {shape, row_major_strides(shape)}};
+  }
+
+  // The same memory, counted from the beginning of the arena or of all states.
+  bool is_same(const Window& a, const Window& b) const {
+    if ((a.slot.state == kNone) != (b.slot.state == kNone)) return false;
+    auto byte = [&](const BufferSlot& slot) {
+      return slot.offset + (slot.state == kNone ? 0 : plan_.states[slot.state].offset.value_or(0));
+    };
+    if (byte(a.slot) != byte(b.slot)) return false;
+    for (size_t i = 0; i < a.layout.shape.size(); ++i)
+      if (a.layout.shape[i] != 1 && a.layout.strides[i] != b.layout.strides[i]) return false;
+    return true;
+  }
+
+  // The parts that could not be placed inside the whole are copied into it, or out of it.
+  void add_parts(const Graph& graph, const Node& node, GraphPlan* graph_plan) {
+    const Parts parts = parts_of(graph, node);
+    if (!graph.values[parts.whole].placement) return;  // nobody looks at it
+    const Window whole = window(graph, parts.whole);
+    for (const Part& part : parts.parts) {
+      if (!graph.values[part.value].placement) continue;
+      Window inside = whole;
+      inside.layout.shape = numbers(graph.type(part.value).shape);
+      inside.slot.offset +=
+          part.begin * whole.layout.strides[parts.axis] * size_of(graph.type(parts.whole).dtype);
+      const Window own = window(graph, part.value);
+      add_copy(graph, node, graph.type(part.value), parts.gathers ? own : inside,
+               parts.gathers ? inside : own, graph_plan);
+    }
+  }
+
   // A value that could not be computed in the state's storage is copied there.
   void add_write(const Graph& graph, const Node& node, GraphPlan* graph_plan) {
-    const std::string& state = string_attribute(node.attributes, "state");
-    BufferSlot target = slot(Placement{state, 0});
+    const Window target = window(plan_.states[state_index_.at(string_attribute(node.attributes, "state"))]);
     ValueId value = node.operands[0];
-    const Node& producer = graph.producer(value);
-    const std::optional<Placement>& placement = graph.values[value].placement;
-    if (placement) {
-      add_copy(graph, node, graph.type(value), slot(*placement), target, graph_plan);
+    const Type& type = graph.type(value);
+    if (graph.values[value].placement) {
+      add_copy(graph, node, type, window(graph, value), target, graph_plan);
       return;
     }
-    const Type& type = graph.type(value);
-    Expr filling = constant(type.dtype, float_attribute(producer.attributes, "value"));
+    Expr filling = constant(type.dtype, float_attribute(graph.producer(value).attributes, "value"));
     KernelBuilder builder("fill");
     Buffer to = builder.buffer("target", type.dtype, true);
     int64_t count = element_count(type.shape).number();
     builder.parallel(count, count, [&](Expr i) { builder.store(to, i, filling); }, LoopKind::kVector);
-    add_kernel_step(graph, node, type, builder.program(), {target}, graph_plan);
+    add_kernel_step(graph, node, type, builder.program(), {target.slot}, graph_plan);
   }
 
   // A state that is written before its old value is used up is copied out of its storage.
   void add_read(const Graph& graph, const Node& node, GraphPlan* graph_plan) {
     ValueId value = node.results[0];
-    BufferSlot source = slot(Placement{string_attribute(node.attributes, "state"), 0});
-    add_copy(graph, node, graph.type(value), source, slot(graph, value), graph_plan);
+    const Window source = window(plan_.states[state_index_.at(string_attribute(node.attributes, "state"))]);
+    add_copy(graph, node, graph.type(value), source, window(graph, value), graph_plan);
   }
 
-  void add_copy(const Graph& graph, const Node& node, const Type& type, const BufferSlot& source,
-                const BufferSlot& target, GraphPlan* graph_plan) {
-    if (source == target) return;
+  void add_copy(const Graph& graph, const Node& node, const Type& type, const Window& source,
+                const Window& target, GraphPlan* graph_plan) {
+    if (is_same(source, target)) return;
     KernelBuilder builder("copy");
     Buffer from = builder.buffer("source", type.dtype, false),
            to = builder.buffer("target", type.dtype, true);
-    int64_t count = element_count(type.shape).number();
-    builder.parallel(count, count, [&](Expr i) { builder.store(to, i, from[i]); }, LoopKind::kVector);
-    add_kernel_step(graph, node, type, builder.program(), {source, target}, graph_plan);
+    const IterationSpace space(numbers(type.shape), {source.layout, target.layout}, {}, true);
+    const int64_t count = element_count(type.shape).number(), columns = space.merged().back();
+    auto copy = [&](const Index& index) {
+      builder.store(to, space.address(index, target.layout), from[space.address(index, source.layout)]);
+    };
+    if (space.merged_rank() == 1)
+      builder.parallel(count, count, [&](Expr i) { copy({i}); }, LoopKind::kVector);
+    else
+      builder.parallel(count / columns, count, [&](Expr row) {
+        Index index = space.unflatten(row, 0, space.merged_rank() - 1);
+        for (Expr& e : index) e = builder.let("i", e);
+        builder.loop(0, columns, LoopKind::kVector, [&](Expr column) {
+          Index full = index;
+          full.push_back(column);
+          copy(full);
+        });
+      });
+    add_kernel_step(graph, node, type, builder.program(), {source.slot, target.slot}, graph_plan);
   }
 
   void add_kernel_step(const Graph& graph, const Node& node, const Type& type, const KernelProgram& program,

@@ -111,6 +111,8 @@ class Printer {
   static void mark_used(const Stmt& s, std::map<std::string, bool>* used) {
     if (s.kind == Stmt::kStore) (*used)[s.name] = true;
     for (const Expr* e : {&s.begin, &s.end, &s.index, &s.value}) mark_used(*e, used);
+    if (s.tile)
+      for (const TileOperand* operand : {&s.tile->a, &s.tile->b, &s.tile->c}) (*used)[operand->buffer] = true;
     for (const Stmt& inner : s.body) mark_used(inner, used);
   }
 
@@ -156,10 +158,25 @@ class Printer {
         --depth_;
         line("}");
         break;
+      case Stmt::kTileProduct:
+        print_tile_product(*s.tile);
+        break;
       case Stmt::kComment:
         line("// " + s.name);
         break;
     }
+  }
+
+  void print_tile_product(const TileProduct& p) {
+    auto pointer = [&](const TileOperand& operand) {
+      const std::string cast = operand.dtype == DType::BF16 ? "(const int*)" : "";
+      // Of bf16 the place is counted in pairs, too.
+      return cast + operand.buffer + " + (" + text(operand.begin) + ")";
+    };
+    line("kumi_tile_product<" + std::to_string(p.columns) + ", " + (p.accumulate ? "true" : "false") + ">(" +
+         pointer(p.c) + ", " + text(p.c.row_stride) + ", " + pointer(p.a) + ", " + text(p.a.row_stride) +
+         ", " + text(p.a.column_stride) + ", " + pointer(p.b) + ", " + text(p.b.row_stride) + ", " +
+         text(p.rows) + ", " + text(p.depth) + ");");
   }
 
   void print_reduction(const Stmt& s) {

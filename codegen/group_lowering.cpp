@@ -258,8 +258,8 @@ class GroupLowering {
   }
 
   Expr address_of(ValueId value, const Index& index) const {
-    std::vector<int64_t> shape = numbers(graph_.type(value).shape);
-    return merge_ ? space_->address(index, shape) : linear_index(index, shape);
+    const StridedShape layout = strided_shape(graph_.values[value]);
+    return merge_ ? space_->address(index, layout) : linear_index(index, layout);
   }
 
   // Index of an element-wise op's operand from that of its result: the trailing axes, 0 on axes of size 1.
@@ -284,21 +284,28 @@ class GroupLowering {
   }
 
   Expr row_value_address(ValueId value) const {
-    std::vector<int64_t> shape = numbers(graph_.type(value).shape);
-    // A value for each row may be written without the last axis or with one of size 1.
-    if (!shape.empty() && shape.size() + 1 == space_->shape().size()) shape.push_back(1);
     Index index = row_index_;
     index.push_back(Expr(0));
-    return space_->address(index, shape);
+    return space_->address(index, row_value_layout(value, space_->shape().size()));
+  }
+
+  // A value for each row may be written without the last axis or with one of size 1.
+  StridedShape row_value_layout(ValueId value, size_t rank) const {
+    StridedShape layout = strided_shape(graph_.values[value]);
+    if (!layout.shape.empty() && layout.shape.size() + 1 == rank) {
+      layout.shape.push_back(1);
+      layout.strides.push_back(0);
+    }
+    return layout;
   }
 
   // The space over `shape`, with every value that the group reads or stores.
   void make_space(const std::vector<int64_t>& shape, const std::vector<int>& barriers) {
-    std::vector<std::vector<int64_t>> operand_shapes;
+    std::vector<StridedShape> operands;
     auto add = [&](ValueId value, bool per_row) {
-      std::vector<int64_t> own = numbers(graph_.type(value).shape);
-      if (per_row && own.size() + 1 == shape.size()) own.push_back(1);
-      if (own.size() <= shape.size()) operand_shapes.push_back(std::move(own));
+      StridedShape own =
+          per_row ? row_value_layout(value, shape.size()) : strided_shape(graph_.values[value]);
+      if (own.shape.size() <= shape.size()) operands.push_back(std::move(own));
     };
     for (NodeId n : nodes_) {
       bool row = fusion_of(graph_, graph_.nodes[n]) == Fusion::kRow;
@@ -306,7 +313,7 @@ class GroupLowering {
         if (operand != kNone) add(operand, row);
       for (ValueId result : graph_.nodes[n].results) add(result, row);
     }
-    space_ = std::make_unique<IterationSpace>(shape, operand_shapes, barriers, merge_);
+    space_ = std::make_unique<IterationSpace>(shape, operands, barriers, merge_);
   }
 
   void lower_opaque() {
@@ -498,11 +505,11 @@ class GroupLowering {
 
   // The space of a column kernel covers the summed operand; its result is addressed by hand.
   void make_column_space(const std::vector<int64_t>& shape, int border) {
-    std::vector<std::vector<int64_t>> operand_shapes;
+    std::vector<StridedShape> operands;
     for (NodeId n : nodes_)
       for (ValueId operand : graph_.nodes[n].operands)
-        if (operand != kNone) operand_shapes.push_back(numbers(graph_.type(operand).shape));
-    space_ = std::make_unique<IterationSpace>(shape, operand_shapes, std::vector<int>{border}, merge_);
+        if (operand != kNone) operands.push_back(strided_shape(graph_.values[operand]));
+    space_ = std::make_unique<IterationSpace>(shape, operands, std::vector<int>{border}, merge_);
   }
 
   const Graph& graph_;

@@ -7,31 +7,33 @@
 namespace kumi {
 namespace {
 
-// Padded with leading ones to the rank of the space.
-std::vector<int64_t> aligned(const std::vector<int64_t>& shape, size_t rank) {
-  std::vector<int64_t> padded(rank - std::min(rank, shape.size()), 1);
-  padded.insert(padded.end(), shape.begin(), shape.end());
+// With leading axes of size 1, so that it has the rank of the space.
+StridedShape aligned(const StridedShape& operand, size_t rank) {
+  const size_t added = rank - std::min(rank, operand.shape.size());
+  StridedShape padded{std::vector<int64_t>(added, 1), std::vector<int64_t>(added, 0)};
+  padded.shape.insert(padded.shape.end(), operand.shape.begin(), operand.shape.end());
+  padded.strides.insert(padded.strides.end(), operand.strides.begin(), operand.strides.end());
   return padded;
+}
+
+// Can one loop run over the operand's axes `before` and `axis`, both longer than 1, and those between?
+bool runs_on(const StridedShape& operand, const std::vector<int64_t>& space, size_t before, size_t axis) {
+  const bool whole_before = operand.shape[before] == space[before],
+             whole = operand.shape[axis] == space[axis];
+  if (whole_before != whole) return false;
+  return !whole || operand.strides[before] == operand.strides[axis] * operand.shape[axis];
 }
 
 }  // namespace
 
-std::vector<int64_t> row_major_strides(const std::vector<int64_t>& shape) {
-  std::vector<int64_t> strides(shape.size(), 1);
-  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * shape[i];
-  return strides;
-}
-
-Expr linear_index(const Index& index, const std::vector<int64_t>& shape) {
-  std::vector<int64_t> strides = row_major_strides(shape);
+Expr linear_index(const Index& index, const StridedShape& operand) {
   Expr sum = 0;
-  for (size_t i = 0; i < shape.size(); ++i)
-    if (shape[i] != 1) sum = sum + index[i] * Expr(strides[i]);
+  for (size_t i = 0; i < operand.shape.size(); ++i)
+    if (operand.shape[i] != 1) sum = sum + index[i] * Expr(operand.strides[i]);
   return sum;
 }
 
-IterationSpace::IterationSpace(std::vector<int64_t> shape,
-                               const std::vector<std::vector<int64_t>>& operand_shapes,
+IterationSpace::IterationSpace(std::vector<int64_t> shape, const std::vector<StridedShape>& operands,
                                const std::vector<int>& barriers, bool merge)
     : shape_(std::move(shape)) {
   size_t rank = shape_.size();
@@ -40,21 +42,17 @@ IterationSpace::IterationSpace(std::vector<int64_t> shape,
     first_axis_ = {0};
     return;
   }
+  std::vector<StridedShape> padded;
+  for (const StridedShape& operand : operands) padded.push_back(aligned(operand, rank));
   for (size_t axis = 0; axis < rank; ++axis) {
     bool joins = merge && axis > 0 &&
                  std::find(barriers.begin(), barriers.end(), static_cast<int>(axis)) == barriers.end();
-    if (joins) {
-      for (const std::vector<int64_t>& operand : operand_shapes) {
-        std::vector<int64_t> padded = aligned(operand, rank);
-        bool whole_before = padded[axis - 1] == shape_[axis - 1], whole = padded[axis] == shape_[axis];
-        // An axis of size 1 is both whole and broadcast; it never prevents a merge.
-        if (shape_[axis] != 1 && shape_[axis - 1] != 1 && whole_before != whole) joins = false;
-        // With ones in between, compare with the merged axis' earlier axes as well.
-        if (shape_[axis] != 1 && shape_[axis - 1] == 1)
-          for (size_t before = first_axis_.back(); before < axis; ++before)
-            if (shape_[before] != 1 && (padded[before] == shape_[before]) != whole) joins = false;
-      }
-    }
+    // An axis of size 1 is both whole and broadcast; it never prevents a merge. What counts is the last
+    // longer one before it that belongs to the same loop.
+    size_t before = axis;
+    while (joins && before > static_cast<size_t>(first_axis_.back()) && shape_[before - 1] == 1) --before;
+    if (joins && shape_[axis] != 1 && before > static_cast<size_t>(first_axis_.back()))
+      for (const StridedShape& operand : padded) joins = joins && runs_on(operand, shape_, before - 1, axis);
     if (joins) {
       merged_.back() *= shape_[axis];
     } else {
@@ -71,16 +69,15 @@ int IterationSpace::merged_axis(int axis) const {
   throw Error(concat("no loop of the kernel begins at axis ", axis));
 }
 
-Expr IterationSpace::address(const Index& merged_index, const std::vector<int64_t>& operand_shape) const {
-  std::vector<int64_t> padded = aligned(operand_shape, shape_.size());
-  std::vector<int64_t> strides = row_major_strides(padded);
+Expr IterationSpace::address(const Index& merged_index, const StridedShape& operand) const {
+  const StridedShape padded = aligned(operand, shape_.size());
   Expr sum = 0;
   for (size_t i = 0; i < merged_.size(); ++i) {
     size_t end = i + 1 < first_axis_.size() ? first_axis_[i + 1] : shape_.size();
     // The stride of a merged axis is that of its last axis that is not of size 1.
     for (size_t axis = end; axis-- > static_cast<size_t>(first_axis_[i]);)
       if (shape_[axis] != 1) {
-        if (padded[axis] != 1) sum = sum + merged_index[i] * Expr(strides[axis]);
+        if (padded.shape[axis] != 1) sum = sum + merged_index[i] * Expr(padded.strides[axis]);
         break;
       }
   }

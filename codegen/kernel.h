@@ -36,7 +36,8 @@ struct Kernel {
 // Element (i, j) of A[b] is at a[b * a_batch_stride + i * a_row_stride + j * a_column_stride], in
 // elements; likewise B and C (C's column stride is 1). Buffers in order: A, B, [bias: n], C.
 struct MatmulCall {
-  DType dtype = DType::F32;  // of A, B, C and bias; accumulation is in f32
+  DType dtype = DType::F32;         // of A, B and bias; accumulation is in f32
+  DType result_dtype = DType::F32;  // of C: dtype or f32
   int64_t batch = 1, m = 0, n = 0, k = 0;
   int64_t a_batch_stride = 0, a_row_stride = 0, a_column_stride = 0;
   int64_t b_batch_stride = 0, b_row_stride = 0, b_column_stride = 0;

@@ -170,6 +170,16 @@ void KernelBuilder::if_(Expr condition, const std::function<void()>& body) {
   append(std::move(statement));
 }
 
+void KernelBuilder::tile_product(TileProduct product) {
+  if (product.columns <= 0 || product.columns % kTileColumns != 0)
+    throw Error(concat("kernel ", program_.name, ": a tile product has ", product.columns, " columns"))
+        .expected(concat("a multiple of ", kTileColumns));
+  Stmt statement;
+  statement.kind = Stmt::kTileProduct;
+  statement.tile = std::make_shared<const TileProduct>(std::move(product));
+  append(std::move(statement));
+}
+
 void KernelBuilder::comment(const std::string& text) {
   Stmt statement;
   statement.kind = Stmt::kComment;

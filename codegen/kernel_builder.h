@@ -60,6 +60,7 @@ class KernelBuilder {
   Buffer array(const std::string& wish, DType dtype, int64_t size);
   void store(const Buffer& buffer, Expr index, Expr value);
   void if_(Expr condition, const std::function<void()>& body);
+  void tile_product(TileProduct product);
   void comment(const std::string& text);
 
   KernelProgram& program() { return program_; }

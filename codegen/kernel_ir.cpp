@@ -241,6 +241,17 @@ Expr sqrt(Expr x) {
 Expr rsqrt(Expr x) {
   return real_call("kumi_rsqrt", std::move(x));
 }
+Expr exp2(Expr x) {
+  return call("kumi_exp2", DType::F32, {cast(DType::F32, std::move(x))});
+}
+Expr bf16_pair(Expr first, Expr second) {
+  return call("kumi_bf16_pair", DType::I32,
+              {cast(DType::F32, std::move(first)), cast(DType::F32, std::move(second))});
+}
+Expr exact_bf16_pair(Expr first, Expr second) {
+  return call("kumi_exact_bf16_pair", DType::I32,
+              {cast(DType::F32, std::move(first)), cast(DType::F32, std::move(second))});
+}
 Expr sigmoid(Expr x) {
   return real_call("kumi_sigmoid", std::move(x));
 }

@@ -85,6 +85,10 @@ Expr sin(Expr x);
 Expr cos(Expr x);
 Expr sqrt(Expr x);
 Expr rsqrt(Expr x);  // 1 / sqrt(x)
+Expr exp2(Expr x);   // 2^x for x up to 0; what is below 2^-126 becomes 2^-126. f32 only
+// Two bf16 in one i32, the first in the lower half: rounded, or of numbers that are bf16 already.
+Expr bf16_pair(Expr first, Expr second);
+Expr exact_bf16_pair(Expr first, Expr second);
 Expr pow(Expr x, Expr y);
 Expr sigmoid(Expr x);  // 1 / (1 + exp(-x)), without overflow
 Expr floor(Expr x);
@@ -99,6 +103,28 @@ enum class LoopKind : uint8_t {
 
 enum class Reduction : uint8_t { kSum, kMax };
 
+// A matrix in a buffer or local array, as a tile product sees it. Of f32 it counts elements; of bf16 or
+// i32 it counts pairs of bf16 (32 bits) that stand next to each other in the depth of the product.
+struct TileOperand {
+  std::string buffer;
+  DType dtype = DType::F32;
+  Expr begin;
+  Expr row_stride, column_stride;
+};
+
+// c[row][column] = sum over depth of a[row][depth] * b[depth][column], or += if `accumulate`: the core of
+// a blocked matrix product, at the speed of a library's. c is f32, its columns and those of b are next
+// to each other, and their number is a multiple of kTileColumns; rows are a multiple of kTileRows, so that
+// what is beyond a matrix must be there, too.
+inline constexpr int64_t kTileRows = 8;
+inline constexpr int64_t kTileColumns = 16;
+struct TileProduct {
+  TileOperand c, a, b;
+  Expr rows, depth;
+  int64_t columns = 0;
+  bool accumulate = false;
+};
+
 struct Stmt {
   enum Kind : uint8_t {
     kFor,           // for name in [begin, end): body
@@ -108,6 +134,7 @@ struct Stmt {
     kDeclareArray,  // dtype name[size]
     kStore,         // name[index] = value; name: buffer or local array
     kIf,            // if (value) body
+    kTileProduct,   // tile
     kComment,       // name: the text
   };
   Kind kind = kFor;
@@ -119,6 +146,7 @@ struct Stmt {
   int64_t size = 0;
   bool constant = false;
   Expr begin, end, index, value;
+  std::shared_ptr<const TileProduct> tile;
   std::vector<Stmt> body;
 };
 

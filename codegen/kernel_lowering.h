@@ -16,6 +16,16 @@ using Index = std::vector<Expr>;  // one i64 expression an axis
 using ElementFunction = std::function<Expr(const Index&)>;
 using ColumnFunction = std::function<Expr(Expr)>;  // by the index on the last axis
 
+// A value in memory: sizes, and elements from one index to the next, one of each an axis.
+struct StridedShape {
+  std::vector<int64_t> shape;
+  std::vector<int64_t> strides;
+};
+
+inline StridedShape strided_shape(const Value& value) {
+  return {numbers(value.type.shape), strides_of(value)};
+}
+
 class KernelLowering {
  public:
   KernelLowering(const Graph& graph, const Node& node) : graph_(graph), node_(node) {}
@@ -29,6 +39,8 @@ class KernelLowering {
   const Type& result_type(size_t i) const { return graph_.type(node_.results[i]); }
   std::vector<int64_t> operand_shape(size_t i) const { return numbers(operand_type(i).shape); }
   std::vector<int64_t> result_shape(size_t i) const { return numbers(result_type(i).shape); }
+  StridedShape operand_layout(size_t i) const { return strided_shape(graph_.values[node_.operands[i]]); }
+  StridedShape result_layout(size_t i) const { return strided_shape(graph_.values[node_.results[i]]); }
 
   // ---- kPointwise: results at an element from the (broadcast) operands at that element.
   using PointwiseFunction = std::function<std::vector<Expr>(const std::vector<Expr>&)>;
@@ -54,7 +66,8 @@ class KernelLowering {
   // (operand 0), element by element; `finish` is applied to each sum (identity if empty).
   virtual void column_sum(std::function<Expr(Expr)> element, std::function<Expr(Expr)> finish) = 0;
 
-  // ---- kOpaque: the whole kernel, written by the op. Buffers are row-major and contiguous.
+  // ---- kOpaque: the whole kernel, written by the op. Buffers are row-major and contiguous, unless the op
+  // takes parts of larger values (OpDef::takes_strides): then they are as the layouts above say.
   virtual KernelBuilder& builder() = 0;
   virtual Buffer operand_buffer(size_t operand) = 0;
   virtual Buffer result_buffer(size_t result) = 0;
@@ -64,9 +77,7 @@ class KernelLowering {
   const Node& node_;
 };
 
-// Row-major strides, in elements.
-std::vector<int64_t> row_major_strides(const std::vector<int64_t>& shape);
 // sum of index[i] * stride[i].
-Expr linear_index(const Index& index, const std::vector<int64_t>& shape);
+Expr linear_index(const Index& index, const StridedShape& operand);
 
 }  // namespace kumi

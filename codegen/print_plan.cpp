@@ -46,6 +46,7 @@ proto::Plan to_proto(const Plan& plan) {
   for (const MatmulCall& call : plan.matmuls) {
     proto::MatmulCall* to = out.add_matmuls();
     to->set_dtype(to_string(call.dtype));
+    to->set_result_dtype(to_string(call.result_dtype));
     to->set_batch(call.batch);
     to->set_m(call.m);
     to->set_n(call.n);
@@ -85,8 +86,10 @@ std::string spelled(const MatmulCall& call) {
   auto operand = [](const char* name, int64_t batch, int64_t row, int64_t column) {
     return concat(name, " strides (", batch, ", ", row, ", ", column, ")");
   };
-  return concat(to_string(call.dtype), " batch ", call.batch, ", ", call.m, " x ", call.n, " x ", call.k,
-                ", ", operand("A", call.a_batch_stride, call.a_row_stride, call.a_column_stride), ", ",
+  const bool mixed = call.result_dtype != call.dtype;
+  return concat(to_string(call.dtype), mixed ? concat(" to ", to_string(call.result_dtype)) : "", " batch ",
+                call.batch, ", ", call.m, " x ", call.n, " x ", call.k, ", ",
+                operand("A", call.a_batch_stride, call.a_row_stride, call.a_column_stride), ", ",
                 operand("B", call.b_batch_stride, call.b_row_stride, call.b_column_stride),
                 call.bias ? ", bias" : "");
 }

@@ -54,6 +54,7 @@ Module read_text_format(const fs::path& path) {
 // As it was before the memory pass.
 void forget_places(Module* module) {
   std::erase(module->passes, "memory");
+  for (State& state : module->states) state.offset.reset();
   for (Graph& graph : module->graphs) {
     graph.arena_bytes.reset();
     graph.arena_lower_bound.reset();

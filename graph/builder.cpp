@@ -24,7 +24,10 @@ std::vector<ValueId> GraphBuilder::build(const std::string& op_name, const std::
     const std::string stem = name.empty() ? op_name : name;
     for (size_t i = 0; i < results.size(); ++i) {
       Value value;
-      value.name = names_.unique(i == 0 ? stem : concat(stem, ".", op.results[i]));
+      if (op.variadic_results)
+        value.name = names_.unique(concat(stem, ".", i));
+      else
+        value.name = names_.unique(i == 0 ? stem : concat(stem, ".", op.results[i]));
       value.type = std::move(results[i]);
       value.producer = static_cast<NodeId>(graph_.nodes.size());
       value.result_index = static_cast<int32_t>(i);

@@ -79,6 +79,17 @@ bool Module::has_run(const std::string& pass) const {
   return std::find(passes.begin(), passes.end(), pass) != passes.end();
 }
 
+std::vector<int64_t> row_major_strides(const std::vector<int64_t>& shape) {
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * shape[i];
+  return strides;
+}
+
+std::vector<int64_t> strides_of(const Value& value) {
+  if (value.placement && !value.placement->strides.empty()) return value.placement->strides;
+  return row_major_strides(numbers(value.type.shape));
+}
+
 int64_t parameter_count(const Module& module) {
   Dim count = 0;
   for (const State& state : module.states)

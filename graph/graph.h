@@ -27,9 +27,13 @@ inline constexpr int32_t kNone = -1;
 
 // Where a value lives when the plan runs; set by the `memory` pass.
 struct Placement {
-  // The name of the state whose storage holds the value, or "" for the graph's arena.
+  // The name of the state in whose storage the value begins, or "" for the graph's arena. It may go on
+  // into the states that follow in memory (State::offset).
   std::string state;
   int64_t offset = 0;  // bytes from the start of the arena, or of the state's storage
+  // Elements from one index to the next, one an axis; empty: row-major without gaps. A part of a larger
+  // value, as the columns of a matrix, has the strides of the whole.
+  std::vector<int64_t> strides;
 
   bool operator==(const Placement&) const = default;
 };
@@ -106,6 +110,8 @@ struct State {
   Type type;
   Initializer initializer;
   SourceLocation location;
+  // Bytes from the start of the memory of all states; set by the `memory` pass for all of them or none.
+  std::optional<int64_t> offset = std::nullopt;
 
   bool operator==(const State&) const = default;
 };
@@ -128,6 +134,10 @@ struct Module {
   Graph* find_graph(const std::string& name);
   bool has_run(const std::string& pass) const;
 };
+
+// The strides of a value in memory: Placement::strides, or those of its shape, row-major. Sizes are numbers.
+std::vector<int64_t> strides_of(const Value& value);
+std::vector<int64_t> row_major_strides(const std::vector<int64_t>& shape);
 
 // Number of trained elements: the sum over states of kind kWeight.
 int64_t parameter_count(const Module& module);

@@ -110,6 +110,13 @@ enum class Fusion : uint8_t {
   kColumn,     // sums over all axes but the last, or over everything; ends a group
 };
 
+// In which type an op computes when products are to be in bf16 (graph/passes/precision.h).
+enum class OpPrecision : uint8_t {
+  kFull,  // in the types as written
+  kLow,   // products: floating operands and the first result in bf16, sums in f32
+  kAny,   // takes the operands as they come, and computes in f32 inside
+};
+
 struct OpDef {
   std::string name;
   std::string family;  // heading in the op reference
@@ -117,6 +124,7 @@ struct OpDef {
   std::vector<OperandSpec> operands;
   std::vector<AttributeSpec> attributes = {};
   std::vector<std::string> results = {"result"};
+  bool variadic_results = false;  // one or more, all called results[0]
 
   std::function<std::vector<Type>(const InferContext&)> infer;
   // Gradients by operand; null: not differentiable (a loss that needs it is an error).
@@ -125,11 +133,20 @@ struct OpDef {
   std::function<double(const Graph&, const Node&)> flops = nullptr;
   std::function<void(const ReferenceContext&)> reference = nullptr;
 
+  OpPrecision precision = OpPrecision::kFull;
   Fusion fusion = Fusion::kOpaque;
   // Overrides `fusion` where it depends on the node (a sum's axes). Null: `fusion`.
   std::function<Fusion(const Graph&, const Node&)> fusion_of = nullptr;
   // A view: results share the operand's storage, nothing runs (reshape).
   bool is_view = false;
+  // Moves whole parts and computes nothing (concat, split; graph/parts.h): memory places the parts
+  // inside the whole where it can, and only what it could not is copied.
+  bool moves_parts = false;
+  // A kernel or library call of its own that takes and gives parts of larger values, as
+  // KernelLowering::operand_layout() and result_layout() say. The last axis is without gaps.
+  bool takes_strides = false;
+  // The operand whose place in memory the first result may take, computed element by element; -1: none.
+  int in_place_operand = -1;
   // Has an effect or stands for the outside (input, read, write): never removed or merged.
   bool is_state_access = false;
   // A weight for averaging losses over several micro-batches: builds the number of terms of which

@@ -6,8 +6,11 @@
 #include "graph/passes/autodiff.h"
 #include "graph/passes/fuse.h"
 #include "graph/passes/infer.h"
+#include "graph/passes/layout.h"
 #include "graph/passes/memory.h"
+#include "graph/passes/merge.h"
 #include "graph/passes/optimizer.h"
+#include "graph/passes/precision.h"
 #include "graph/passes/schedule.h"
 
 namespace kumi {
@@ -19,6 +22,14 @@ const std::vector<Pass>& pipeline() {
        "unused ones.",
        "a module from the language, with sizes that may be symbolic",
        "all sizes are numbers; no node is dead, no two are equal", infer},
+      {"layout",
+       "Moves transposes to where they cancel or where an op takes them for nothing: attention and rope in "
+       "the order in which projections give their heads.",
+       "all sizes are numbers", "fewer transposes", layout},
+      {"merge",
+       "Makes one product of the linear layers of one input: q, k, v, gate and up of a layer. The weights "
+       "keep their names.",
+       "weights are read one by one", "products of a concat of weights, whose results are split", merge},
       {"autodiff",
        "Turns the graph 'forward' into 'gradient': its nodes, then the gradients of the loss, built by the "
        "ops' rules.",
@@ -26,8 +37,10 @@ const std::vector<Pass>& pipeline() {
        "outputs grad.<weight> for all weights; backward nodes carry the scope of their forward node",
        autodiff},
       {"precision",
-       "Will compute in bf16 with f32 master weights; does nothing yet: everything is computed as written.",
-       "gradients are in the graph", "nothing", nullptr},
+       "With precision BF16: products and attention take and give bf16 and accumulate in f32; norms, "
+       "softmax, "
+       "loss, weights and their gradients stay f32.",
+       "gradients are in the graph", "casts where types meet", precision},
       {"recompute",
        "Will choose what to compute again in the backward pass to save memory; does nothing yet: everything "
        "is kept.",
@@ -59,7 +72,11 @@ const std::vector<Pass>& pipeline() {
 
 const std::vector<Optimization>& optimizations() {
   static const std::vector<Optimization> all = {
+      {"layout", "transposes absorbed by attention and rope"},
+      {"merge", "one product for the projections of one input"},
+      {"sweep", "one AdamW over all weights, and one gradient norm"},
       {"fuse", "gathering nodes into kernels"},
+      {"in_place", "results that take the place of an operand in memory"},
       {"recompute", "computing activations again to stay below the memory limit"},
   };
   return all;

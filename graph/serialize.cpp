@@ -95,6 +95,7 @@ void write(const Graph& graph, proto::Graph* out) {
     if (value.placement) {
       to->mutable_placement()->set_state(value.placement->state);
       to->mutable_placement()->set_offset(value.placement->offset);
+      for (int64_t stride : value.placement->strides) to->mutable_placement()->add_strides(stride);
     }
   }
   for (const Output& output : graph.outputs) {
@@ -114,6 +115,7 @@ void write(const State& state, proto::State* out) {
       static_cast<proto::Initializer::Kind>(static_cast<int>(state.initializer.kind) + 1));
   out->mutable_initializer()->set_parameter(state.initializer.parameter);
   if (state.location != SourceLocation()) write(state.location, out->mutable_location());
+  if (state.offset) out->set_offset(*state.offset);
 }
 
 proto::Module to_proto(const Module& module) {
@@ -341,6 +343,7 @@ class Reader {
     }
     state.initializer = {static_cast<Initializer::Kind>(initializer.kind() - 1), initializer.parameter()};
     state.location = read(in.location());
+    if (in.has_offset()) state.offset = in.offset();
     return state;
   }
 
@@ -383,8 +386,10 @@ class Reader {
       value.type = read(in.values(i).type());
       if (in.values(i).has_placement()) {
         Step inner(this, "placement");
-        value.placement =
-            Placement{text(in.values(i).placement().state(), "state"), in.values(i).placement().offset()};
+        const proto::Placement& placement = in.values(i).placement();
+        value.placement = Placement{text(placement.state(), "state"),
+                                    placement.offset(),
+                                    {placement.strides().begin(), placement.strides().end()}};
       }
       graph.values.push_back(std::move(value));
     }

@@ -22,6 +22,12 @@ std::string to_string(const Type& type) {
   return to_string(type.dtype) + to_string(type.shape);
 }
 
+std::string to_string(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  return text + "]";
+}
+
 std::string display(const Shape& shape) {
   return join(shape, [](const Dim& dim) { return dim.display(); });
 }

@@ -19,9 +19,10 @@ struct Type {
   int rank() const { return static_cast<int>(shape.size()); }
 };
 
-std::string to_string(const Shape& shape);  // "[batch, seq, hidden=5120]", exact
-std::string to_string(const Type& type);    // "f32[batch, seq, hidden=5120]", exact
-std::string display(const Shape& shape);    // "[batch, seq, hidden (5120)]", for messages
+std::string to_string(const Shape& shape);                   // "[batch, seq, hidden=5120]", exact
+std::string to_string(const Type& type);                     // "f32[batch, seq, hidden=5120]", exact
+std::string to_string(const std::vector<int64_t>& numbers);  // "[2, 32]"
+std::string display(const Shape& shape);                     // "[batch, seq, hidden (5120)]", for messages
 std::string display(const Type& type);
 
 // Number of elements; Dim(1) for a scalar. Overflow throws Error.

@@ -65,7 +65,11 @@ class TypeChecker {
 
   void check_symbols(const Attribute& attribute) const {
     if (const Dim* dim = std::get_if<Dim>(&attribute)) check_symbols(*dim);
-    if (const Shape* shape = std::get_if<Shape>(&attribute)) check_symbols(*shape);
+    const Shape* shape = std::get_if<Shape>(&attribute);
+    if (shape == nullptr) return;
+    // A list of numbers is no shape: the sizes that a split gives may be many.
+    if (!std::all_of(shape->begin(), shape->end(), [](const Dim& dim) { return dim.is_number(); }))
+      check_symbols(*shape);
   }
 
  private:
@@ -75,7 +79,11 @@ class TypeChecker {
 class GraphVerifier {
  public:
   GraphVerifier(const Graph& graph, const States& states, const TypeChecker& types)
-      : graph_(graph), states_(states), types_(types) {}
+      : graph_(graph), states_(states), types_(types) {
+    for (const auto& entry : states)
+      if (entry.second->offset)
+        states_end_ = std::max(states_end_, *entry.second->offset + byte_count(entry.second->type));
+  }
 
   void run() {
     check_values();
@@ -139,15 +147,31 @@ class GraphVerifier {
 
   void check_placement(const Value& value) const {
     const Placement& placement = *value.placement;
+    const std::vector<int64_t>& strides = placement.strides;
+    if (!strides.empty() && strides.size() != value.type.shape.size())
+      throw Error(
+          concat("'", value.name, "' has ", value.type.rank(), " axes, but ", strides.size(), " strides"));
+    // From the first to the last element.
+    int64_t bytes = byte_count(value.type);
+    if (!strides.empty()) {
+      int64_t last = 0;
+      for (size_t i = 0; i < strides.size(); ++i) {
+        int64_t step = 0;
+        if (strides[i] < 0 || __builtin_mul_overflow(strides[i], value.type.shape[i].number() - 1, &step) ||
+            __builtin_add_overflow(last, step, &last) || last > (int64_t{1} << 58))
+          throw Error(concat("'", value.name, "' has the impossible stride ", strides[i]));
+      }
+      bytes = (last + 1) * size_of(value.type.dtype);
+    }
     int64_t space = 0;
     if (placement.state.empty()) {
       if (!graph_.arena_bytes)
         throw Error(concat("'", value.name, "' is placed in an arena of unknown size"));
       space = *graph_.arena_bytes;
     } else {
-      space = byte_count(find_state(placement.state).type);
+      const State& state = find_state(placement.state);
+      space = state.offset ? states_end_ - *state.offset : byte_count(state.type);
     }
-    int64_t bytes = byte_count(value.type);
     if (placement.offset < 0 || placement.offset > space || bytes > space - placement.offset)
       throw Error(
           concat("'", value.name, "' is placed outside of ",
@@ -264,6 +288,7 @@ class GraphVerifier {
   const Graph& graph_;
   const States& states_;
   const TypeChecker& types_;
+  int64_t states_end_ = 0;  // bytes of the states' memory
   Names written_;
   std::unordered_map<std::string, const Type*> inputs_;
 };
@@ -274,6 +299,10 @@ void check_states(const Module& module, const TypeChecker& types, States* states
     try {
       if (!states->emplace(state.name, &state).second) throw Error("two states have one name");
       types.check(state.type);
+      if (state.offset && (*state.offset < 0 || *state.offset > int64_t{1} << 58))
+        throw Error(concat("it is placed at the impossible byte ", *state.offset));
+      if (state.offset.has_value() != module.states[0].offset.has_value())
+        throw Error("some states are placed in memory, others are not");
       if (!std::isfinite(state.initializer.parameter))
         throw Error("the initializer's parameter is not finite");
     } catch (Error& error) {

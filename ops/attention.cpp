@@ -14,13 +14,19 @@ namespace {
 
 // ---- Attributes and shapes.
 
+// The axes of q, k, v and the result are [batch, heads, seq, head_dim] or [batch, seq, heads, head_dim].
+bool heads_last(const Attributes& attributes) {
+  return string_attribute(attributes, "layout") == "bshd";
+}
+
 AttentionShape attention_shape(const std::vector<int64_t>& q, const std::vector<int64_t>& k,
                                const Attributes& attributes) {
   AttentionShape shape;
+  if (heads_last(attributes)) std::swap(shape.head_axis, shape.seq_axis);
   shape.batch = q[0];
-  shape.heads = q[1];
-  shape.kv_heads = k[1];
-  shape.seq = q[2];
+  shape.heads = q[shape.head_axis];
+  shape.kv_heads = k[shape.head_axis];
+  shape.seq = q[shape.seq_axis];
   shape.head_dim = q[3];
   shape.causal = bool_attribute(attributes, "causal");
   shape.groups =
@@ -35,35 +41,51 @@ AttentionShape attention_shape(const KernelLowering& lowering) {
 }
 
 double score_count(const Graph& graph, const Node& node) {
-  std::vector<int64_t> q = numbers(graph.type(node.operands[0]).shape);
-  double count = static_cast<double>(q[0]) * static_cast<double>(q[1]) * static_cast<double>(q[2]);
-  double keys = static_cast<double>(q[2]);
+  const std::vector<int64_t> q = numbers(graph.type(node.operands[0]).shape);
+  const AttentionShape shape =
+      attention_shape(q, numbers(graph.type(node.operands[1]).shape), node.attributes);
+  double keys = static_cast<double>(shape.seq);
+  double count = static_cast<double>(shape.batch) * static_cast<double>(shape.heads) * keys;
   return count * (bool_attribute(node.attributes, "causal") ? (keys + 1) / 2 : keys);
 }
 
 void require_heads(const InferContext& context) {
   constexpr const char* kNames[] = {"q", "k", "v"};
+  const bool last = heads_last(context.attributes);
   for (size_t i = 0; i < 3; ++i) {
-    context.require_dtype(i, DType::F32);
+    const DType dtype = context.operand(i).dtype;
+    if (dtype != DType::F32 && dtype != DType::BF16)
+      context.fail(
+          concat("'", kNames[i], "' needs the type f32 or bf16, found ", display(context.operand(i))));
     if (context.operand(i).rank() != 4)
-      context.fail(concat("'", kNames[i], "' needs the axes [batch, heads, seq, head_dim], found ",
-                          display(context.operand(i))));
+      context.fail(concat("'", kNames[i], "' needs the axes ",
+                          last ? "[batch, seq, heads, head_dim]" : "[batch, heads, seq, head_dim]",
+                          ", found ", display(context.operand(i))));
   }
   const Shape& q = context.operand(0).shape;
   const Shape& k = context.operand(1).shape;
+  const int head_axis = last ? 2 : 1, seq_axis = last ? 1 : 2;
   context.require_same(1, 2);
+  if (context.operand(0).dtype != context.operand(1).dtype)
+    context.fail(concat("element types differ: ", to_string(context.operand(0).dtype), " and ",
+                        to_string(context.operand(1).dtype)));
   context.require_equal(q[0], k[0], "batch sizes of q and k");
-  context.require_equal(q[2], k[2], "sequence lengths of q and k");
+  context.require_equal(q[seq_axis], k[seq_axis], "sequence lengths of q and k");
   context.require_equal(q[3], k[3], "head sizes of q and k");
-  if (!Dim::divide_exact(q[1], k[1]))
-    context.fail(concat("the query heads must be a multiple of the key/value heads, found ", q[1].display(),
-                        " and ", k[1].display()));
+  if (!Dim::divide_exact(q[head_axis], k[head_axis]))
+    context.fail(concat("the query heads must be a multiple of the key/value heads, found ",
+                        q[head_axis].display(), " and ", k[head_axis].display()));
+}
+
+// [batch, heads, seq]
+Shape shape_of_rows(const InferContext& context) {
+  const Shape& q = context.operand(0).shape;
+  return heads_last(context.attributes) ? Shape{q[0], q[2], q[1]} : Shape{q[0], q[1], q[2]};
 }
 
 std::vector<Type> infer_attention(const InferContext& context) {
   require_heads(context);
-  const Type& q = context.operand(0);
-  return {q, {DType::F32, Shape(q.shape.begin(), q.shape.end() - 1)}};
+  return {context.operand(0), {DType::F32, shape_of_rows(context)}};
 }
 
 std::vector<Type> infer_attention_grad(const InferContext& context) {
@@ -72,23 +94,40 @@ std::vector<Type> infer_attention_grad(const InferContext& context) {
   context.require_same(5, 0);
   const Type& q = context.operand(0);
   const Type& lse = context.operand(4);
-  if (lse.dtype != DType::F32 || lse.shape != Shape(q.shape.begin(), q.shape.end() - 1))
-    context.fail(concat("'lse' must be f32 with the axes of q but the last, found ", display(lse), " for q ",
-                        display(q)));
-  return {q, context.operand(1), context.operand(2)};
+  Type heads{DType::F32, shape_of_rows(context)};
+  if (lse != heads) context.fail(concat("'lse' must be ", display(heads), ", found ", display(lse)));
+  heads.shape.push_back(q.shape[3]);
+  return {q, context.operand(1), context.operand(2), heads, heads};
 }
 
 std::vector<ValueId> gradient_of_attention(GradientContext& context) {
   if (context.gradient(1) != kNone)
     throw Error("attention: only its first result has a gradient, not the log-sum-exp of the scores");
   if (context.gradient(0) == kNone) return {kNone, kNone, kNone};
-  return context.builder.build("attention_grad",
-                               {context.operand(0), context.operand(1), context.operand(2), context.result(0),
-                                context.result(1), context.gradient(0)},
-                               context.node.attributes);
+  std::vector<ValueId> gradients =
+      context.builder.build("attention_grad",
+                            {context.operand(0), context.operand(1), context.operand(2), context.result(0),
+                             context.result(1), context.gradient(0)},
+                            context.node.attributes);
+  gradients.resize(3);  // without those of each query head
+  return gradients;
 }
 
 // ---- References.
+
+// One head of a tensor of the reference: element (position, x).
+struct ReferenceHead {
+  double* data;
+  int64_t row;  // from one position to the next
+
+  ReferenceHead(const ReferenceTensor& tensor, const AttentionShape& s, int64_t batch, int64_t head)
+      : data(const_cast<double*>(tensor.data.data())) {
+    const std::vector<int64_t> strides = row_major_strides(tensor.shape);
+    data += batch * strides[0] + head * strides[s.head_axis];
+    row = strides[s.seq_axis];
+  }
+  double& at(int64_t position, int64_t x) const { return data[position * row + x]; }
+};
 
 // One query's probabilities over the keys that it sees, and the row's log-sum-exp.
 struct ReferenceRow {
@@ -96,13 +135,14 @@ struct ReferenceRow {
   double lse = 0;
 };
 
-ReferenceRow reference_row(const AttentionShape& s, const double* q, const double* k, int64_t t) {
+ReferenceRow reference_row(const AttentionShape& s, const ReferenceHead& q, const ReferenceHead& k,
+                           int64_t t) {
   ReferenceRow row;
   int64_t seen = s.causal ? t + 1 : s.seq;
   double largest = -INFINITY, total = 0;
   for (int64_t j = 0; j < seen; ++j) {
     double score = 0;
-    for (int64_t x = 0; x < s.head_dim; ++x) score += s.scale * q[t * s.head_dim + x] * k[j * s.head_dim + x];
+    for (int64_t x = 0; x < s.head_dim; ++x) score += s.scale * q.at(t, x) * k.at(j, x);
     row.probability.push_back(score);
     largest = std::max(largest, score);
   }
@@ -115,19 +155,15 @@ ReferenceRow reference_row(const AttentionShape& s, const double* q, const doubl
 void reference_attention(const ReferenceContext& context) {
   AttentionShape s =
       attention_shape(context.operand(0).shape, context.operand(1).shape, context.node.attributes);
-  int64_t size = s.seq * s.head_dim;
   for (int64_t b = 0; b < s.batch; ++b)
     for (int64_t h = 0; h < s.heads; ++h) {
-      int64_t head = b * s.heads + h, kv = b * s.kv_heads + s.kv_head(h);
-      const double* q = &context.operand(0).data[head * size];
-      const double* k = &context.operand(1).data[kv * size];
-      const double* v = &context.operand(2).data[kv * size];
+      const ReferenceHead q(context.operand(0), s, b, h), k(context.operand(1), s, b, s.kv_head(h)),
+          v(context.operand(2), s, b, s.kv_head(h)), y(context.result(0), s, b, h);
       for (int64_t t = 0; t < s.seq; ++t) {
         ReferenceRow row = reference_row(s, q, k, t);
-        context.result(1).data[head * s.seq + t] = row.lse;
-        double* y = &context.result(0).data[head * size + t * s.head_dim];
+        context.result(1).data[(b * s.heads + h) * s.seq + t] = row.lse;
         for (size_t j = 0; j < row.probability.size(); ++j)
-          for (int64_t x = 0; x < s.head_dim; ++x) y[x] += row.probability[j] * v[j * s.head_dim + x];
+          for (int64_t x = 0; x < s.head_dim; ++x) y.at(t, x) += row.probability[j] * v.at(j, x);
       }
     }
 }
@@ -135,31 +171,31 @@ void reference_attention(const ReferenceContext& context) {
 void reference_attention_grad(const ReferenceContext& context) {
   AttentionShape s =
       attention_shape(context.operand(0).shape, context.operand(1).shape, context.node.attributes);
-  int64_t size = s.seq * s.head_dim, d = s.head_dim;
+  int64_t d = s.head_dim;
   for (int64_t b = 0; b < s.batch; ++b)
     for (int64_t h = 0; h < s.heads; ++h) {
-      int64_t head = b * s.heads + h, kv = b * s.kv_heads + s.kv_head(h);
-      const double* q = &context.operand(0).data[head * size];
-      const double* k = &context.operand(1).data[kv * size];
-      const double* v = &context.operand(2).data[kv * size];
-      const double* dy = &context.operand(5).data[head * size];
-      double* dq = &context.result(0).data[head * size];
-      double* dk = &context.result(1).data[kv * size];
-      double* dv = &context.result(2).data[kv * size];
+      const int64_t kv = s.kv_head(h);
+      const ReferenceHead q(context.operand(0), s, b, h), k(context.operand(1), s, b, kv),
+          v(context.operand(2), s, b, kv), dy(context.operand(5), s, b, h), dq(context.result(0), s, b, h),
+          dk(context.result(1), s, b, kv), dv(context.result(2), s, b, kv);
+      double* dk_head = &context.result(3).data[(b * s.heads + h) * s.seq * d];
+      double* dv_head = &context.result(4).data[(b * s.heads + h) * s.seq * d];
       for (int64_t t = 0; t < s.seq; ++t) {
         // dscore = p (dp - sum of p dp), with dp[j] = dy v[j].
         std::vector<double> p = reference_row(s, q, k, t).probability, dp(p.size());
         double delta = 0;
         for (size_t j = 0; j < p.size(); ++j) {
-          for (int64_t x = 0; x < d; ++x) dp[j] += dy[t * d + x] * v[j * d + x];
+          for (int64_t x = 0; x < d; ++x) dp[j] += dy.at(t, x) * v.at(j, x);
           delta += p[j] * dp[j];
         }
         for (size_t j = 0; j < p.size(); ++j) {
           double dscore = p[j] * (dp[j] - delta) * s.scale;
           for (int64_t x = 0; x < d; ++x) {
-            dq[t * d + x] += dscore * k[j * d + x];
-            dk[j * d + x] += dscore * q[t * d + x];
-            dv[j * d + x] += p[j] * dy[t * d + x];
+            dq.at(t, x) += dscore * k.at(j, x);
+            dk.at(j, x) += dscore * q.at(t, x);
+            dv.at(j, x) += p[j] * dy.at(t, x);
+            dk_head[j * d + x] += dscore * q.at(t, x);
+            dv_head[j * d + x] += p[j] * dy.at(t, x);
           }
         }
       }
@@ -175,6 +211,11 @@ std::vector<AttributeSpec> attention_attributes() {
        "\"tiled\", i mod kv_heads",
        Attribute(std::string("grouped")),
        {"grouped", "tiled"}},
+      {"layout",
+       AttributeKind::kString,
+       "the axes of q, k, v and the result: \"bhsd\", as given, or \"bshd\" with heads after seq",
+       Attribute(std::string("bhsd")),
+       {"bhsd", "bshd"}},
       {"scale", AttributeKind::kFloat, "of the scores; 0 stands for 1 / sqrt(head_dim)", Attribute(0.0), {}}};
 }
 
@@ -189,8 +230,8 @@ void register_attention_ops() {
           "for each "
           "head, key/value heads shared by several query heads. The second result is the log-sum-exp of each "
           "row of scores, for the gradient; only the first result has one.",
-      .operands = {{"q", "f32[batch, heads, seq, head_dim]"},
-                   {"k", "f32[batch, kv_heads, seq, head_dim]; kv_heads divides heads"},
+      .operands = {{"q", "[batch, heads, seq, head_dim], f32 or bf16"},
+                   {"k", "[batch, kv_heads, seq, head_dim], of q's type; kv_heads divides heads"},
                    {"v", "shaped like k"}},
       .attributes = attention_attributes(),
       .results = {"result", "lse"},
@@ -202,6 +243,8 @@ void register_attention_ops() {
             return score_count(graph, node) * (4 * head_dim + 5);
           },
       .reference = reference_attention,
+      .precision = OpPrecision::kLow,
+      .takes_strides = true,
       .kernel = [](KernelLowering& lowering) { lower_attention(lowering, attention_shape(lowering)); },
   });
   register_op({
@@ -211,7 +254,8 @@ void register_attention_ops() {
              "dv = p^T "
              "dy, ds = p * (dy v^T - delta) * scale, dq = ds k, dk = ds^T q, summed over the query heads "
              "that share "
-             "a key/value head. The probabilities are recomputed from q, k and lse (Dao et al. 2022, "
+             "a key/value head; the last two results are those of each query head, in f32. The probabilities "
+             "are recomputed from q, k and lse (Dao et al. 2022, "
              "arXiv:2205.14135).",
       .operands = {{"q", "as attention's"},
                    {"k", "as attention's"},
@@ -220,7 +264,7 @@ void register_attention_ops() {
                    {"lse", "attention's second result"},
                    {"dy", "gradient of the first result"}},
       .attributes = attention_attributes(),
-      .results = {"dq", "dk", "dv"},
+      .results = {"dq", "dk", "dv", "dk_heads", "dv_heads"},
       .infer = infer_attention_grad,
       .flops =
           [](const Graph& graph, const Node& node) {
@@ -228,6 +272,8 @@ void register_attention_ops() {
             return score_count(graph, node) * (10 * head_dim + 8);
           },
       .reference = reference_attention_grad,
+      .precision = OpPrecision::kLow,
+      .takes_strides = true,
       .kernel = [](KernelLowering& lowering) { lower_attention_grad(lowering, attention_shape(lowering)); },
   });
 }

@@ -2,93 +2,70 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 
 namespace kumi {
 namespace {
 
-// The tile of a product's result that is kept in registers while its depth is walked through: with the
-// 8 lanes of AVX2 it takes 8 of the 16 registers, enough independent sums to hide the latency of the
-// multiply-adds. (The compiler turns the local arrays of a tile into registers.)
-constexpr int64_t kTileRows = 4;
-constexpr int64_t kTileColumns = 16;
-// Queries, and keys, of a block: the blocks of a step fit a first-level cache of 32 KiB at head_dim 64,
-// and little is computed in vain above the diagonal.
-constexpr int64_t kLargestBlock = 32;
-constexpr int64_t kBlockFloats = 1 << 15;  // at most, of a local [head_dim, queries] array
+// Queries that the softmax handles together, and the granularity at which what the causal mask hides is
+// left out.
+constexpr int64_t kChunk = 32;
+// Queries of a task, and keys of a block: what is packed for them stays in a second-level cache.
+constexpr int64_t kMostQueries = 128;
+constexpr int64_t kMostKeys = 64;
+constexpr int64_t kBlockFloats = 1 << 14;  // of a packed block, at most
 
 int64_t round_up(int64_t value, int64_t to) {
   return (value + to - 1) / to * to;
 }
 
 struct Blocks {
-  int64_t queries = 0, keys = 0;  // multiples of kTileRows
+  int64_t depth = 0;    // head_dim, padded to the columns of a tile product
+  int64_t queries = 0;  // multiple of kChunk
+  int64_t keys = 0;     // multiple of kChunk, or all keys in one block; of kTileRows anyway
   int64_t query_blocks = 0, key_blocks = 0;
 
-  explicit Blocks(const AttentionShape& shape) {
-    int64_t fitting = std::max(kTileRows, kBlockFloats / shape.head_dim / kTileRows * kTileRows);
-    keys = std::min(kLargestBlock, round_up(shape.seq, kTileRows));
-    queries = std::min(keys, fitting);
+  explicit Blocks(const AttentionShape& shape) : depth(round_up(shape.head_dim, kTileColumns)) {
+    const int64_t fitting = std::max(kChunk, kBlockFloats / depth / kChunk * kChunk);
+    queries = std::min({kMostQueries, fitting, round_up(shape.seq, kChunk)});
+    keys = std::min({kMostKeys, fitting, round_up(shape.seq, kTileRows)});
+    if (keys > kChunk && shape.seq <= kMostKeys) keys = round_up(keys, kChunk);
     query_blocks = (shape.seq + queries - 1) / queries;
     key_blocks = (shape.seq + keys - 1) / keys;
   }
 };
 
-// C[row][x] += sum over depth in [begin, end) of a(row, depth) * B[depth][x], for x in [0, columns).
-struct Product {
-  Buffer c, b;
-  std::function<Expr(Expr)> c_row;    // where row `row` of C begins
-  std::function<Expr(Expr)> b_row;    // where row `depth` of B begins
-  std::function<Expr(Expr, Expr)> a;  // the factor at (row, depth)
-  int64_t columns = 0;
-  Expr begin, end;    // of the depth, for the rows in question
-  bool zero = false;  // C starts at 0
+// Rows of one head in memory: head_dim elements each.
+struct Rows {
+  Buffer buffer;
+  Expr begin;  // of the block's first row, in elements
+  int64_t stride = 0;
+  Expr count;          // rows that there are
+  bool whole = false;  // as many as the block has
 };
 
-// The rows [row, row + rows) of a product.
-void multiply_rows(KernelBuilder& k, const Product& p, Expr row, int64_t rows) {
-  std::vector<Expr> row_of, c_row;
-  for (int64_t i = 0; i < rows; ++i) {
-    row_of.push_back(i == 0 ? row : k.let("row", row + i));
-    c_row.push_back(k.let("c_row", p.c_row(row_of[i])));
-  }
-  auto tile = [&](Expr first, int64_t columns) {
-    auto each = [&](const std::function<void(Expr)>& body) { k.loop(0, columns, LoopKind::kVector, body); };
-    std::vector<Buffer> c;
-    for (int64_t i = 0; i < rows; ++i) {
-      c.push_back(k.array("tile", DType::F32, columns));
-      each([&](Expr x) { k.store(c[i], x, p.zero ? Expr(0.0) : p.c[c_row[i] + first + x]); });
-    }
-    k.loop(p.begin, p.end, LoopKind::kSerial, [&](Expr depth) {
-      Expr b_row = k.let("b_row", p.b_row(depth) + first);
-      std::vector<Expr> a;
-      for (int64_t i = 0; i < rows; ++i) a.push_back(k.let("a", p.a(row_of[i], depth)));
-      each([&](Expr x) {
-        Expr b = k.let("b", p.b[b_row + x]);
-        for (int64_t i = 0; i < rows; ++i) k.store(c[i], x, c[i][x] + a[i] * b);
-      });
-    });
-    for (int64_t i = 0; i < rows; ++i) each([&](Expr x) { k.store(p.c, c_row[i] + first + x, c[i][x]); });
-  };
-  int64_t whole = p.columns / kTileColumns, rest = p.columns % kTileColumns;
-  if (whole > 0)
-    k.loop(0, whole, LoopKind::kSerial,
-           [&](Expr i) { tile(k.let("first_column", i * kTileColumns), kTileColumns); });
-  if (rest > 0) tile(Expr(whole * kTileColumns), rest);
-}
-
-// What both kernels share: a block of queries of one head against a block of keys. Indices `j` (keys)
-// and `r` (queries) count within their blocks.
+// What both kernels share. Indices `j` (keys) and `r` (queries) count within their blocks.
 class BlockWriter {
  public:
-  BlockWriter(KernelBuilder& builder, const AttentionShape& shape)
-      : k(builder), s(shape), blocks(shape), whole_queries(shape.seq % blocks.queries == 0) {}
+  BlockWriter(KernelLowering& lowering, const AttentionShape& shape)
+      : k(lowering.builder()),
+        s(shape),
+        blocks(shape),
+        narrow(lowering.operand_type(0).dtype == DType::BF16),
+        whole_queries(shape.seq % blocks.queries == 0),
+        whole_keys(shape.seq % blocks.keys == 0) {}
 
   KernelBuilder& k;
   const AttentionShape& s;
   const Blocks blocks;
-  const bool whole_queries;  // no block of queries is cut off by the sequence's end
-  Expr first_query, queries;
+  const bool narrow;  // bf16: tile products count pairs
+  const bool whole_queries, whole_keys;
+  Expr first_query, queries;  // of the block
   Expr first_key, keys;
+
+  DType unit_type() const { return narrow ? DType::I32 : DType::F32; }
+  int64_t units(int64_t count) const { return narrow ? count / 2 : count; }
+  Expr units(Expr count) const { return narrow ? count / 2 : count; }
 
   void begin_queries(Expr block) {
     first_query = k.let("first_query", block * blocks.queries);
@@ -103,256 +80,417 @@ class BlockWriter {
 
   void begin_keys(Expr block) {
     first_key = k.let("first_key", block * blocks.keys);
-    Expr end = s.causal ? first_query + queries : Expr(s.seq);
-    keys = k.let("keys", minimum(Expr(blocks.keys), end - first_key));
+    keys =
+        whole_keys ? Expr(blocks.keys) : k.let("keys", minimum(Expr(blocks.keys), Expr(s.seq) - first_key));
   }
 
   void each(int64_t count, const std::function<void(Expr)>& body) {
     k.loop(0, count, LoopKind::kVector, body);
   }
+  void rows(Expr begin, Expr end, const std::function<void(Expr)>& body) {
+    k.loop(begin, end, LoopKind::kSerial, body);
+  }
+  void clear(const Buffer& target, int64_t count) {
+    each(count, [&](Expr i) { k.store(target, i, Expr(0.0)); });
+  }
 
-  // target[x][r] = x[first_query + r][x] * factor. Columns beyond the sequence repeat the last query:
-  // their results are never used.
-  void transpose(const Buffer& target, const Buffer& x, Expr base, double factor) {
-    k.loop(0, s.head_dim, LoopKind::kSerial, [&](Expr depth) {
-      each(blocks.queries, [&](Expr r) {
-        Expr row = whole_queries ? r : minimum(r, queries - 1);
-        Expr value = x[base + row * s.head_dim + depth];
-        k.store(target, depth * blocks.queries + r, factor == 1 ? value : value * Expr(factor));
+  // Rows of the block of queries, or of keys, of a head.
+  Rows query_rows(const Buffer& buffer, const StridedShape& layout, Expr batch, Expr head) {
+    return rows_of(buffer, layout, batch, head, first_query, queries, whole_queries);
+  }
+  Rows key_rows(const Buffer& buffer, const StridedShape& layout, Expr batch, Expr head) {
+    return rows_of(buffer, layout, batch, head, first_key, keys, whole_keys);
+  }
+
+  // target[row][units of depth]: the left factor of a product over head_dim, and in f32 the right one of
+  // a product over rows.
+  void pack_rows(const Buffer& target, const Rows& source, int64_t count) {
+    rows(0, count, [&](Expr row) {
+      each(units(blocks.depth), [&](Expr u) {
+        Expr unit = narrow ? exact_bf16_pair(element(source, row, u * 2), element(source, row, u * 2 + 1))
+                           : element(source, row, u);
+        k.store(target, row * units(blocks.depth) + u, unit);
       });
     });
   }
 
-  // target[j][r] = sum over x of matrix[first_key + j][x] * transposed[x][r]. Rows of `target` between
-  // the last key and the end of its tile hold nothing of use.
-  void multiply_keys(const Buffer& target, const Buffer& matrix, Expr base, const Buffer& transposed) {
-    Product p;
-    p.c = target;
-    p.b = transposed;
-    p.columns = blocks.queries;
-    p.c_row = [&](Expr j) { return j * blocks.queries; };
-    p.b_row = [&](Expr x) { return x * blocks.queries; };
-    p.a = [&](Expr j, Expr x) {
-      Expr inside = s.seq % kTileRows == 0 ? j : minimum(j, keys - 1);
-      return matrix[base + (first_key + inside) * s.head_dim + x];
-    };
-    p.begin = 0;
-    p.end = s.head_dim;
-    p.zero = true;
-    k.loop(0, (keys + (kTileRows - 1)) / kTileRows, LoopKind::kSerial,
-           [&](Expr tile) { multiply_rows(k, p, k.let("row", tile * kTileRows), kTileRows); });
+  // target[units of rows][depth]: the right factor of a product over rows.
+  void pack_for_sum_over_rows(const Buffer& target, const Rows& source, int64_t count) {
+    if (!narrow) {
+      pack_rows(target, source, count);
+      return;
+    }
+    rows(0, count / 2, [&](Expr pair) {
+      each(blocks.depth, [&](Expr x) {
+        k.store(target, pair * blocks.depth + x,
+                exact_bf16_pair(element(source, pair * 2, x), element(source, pair * 2 + 1, x)));
+      });
+    });
   }
 
-  // -infinity where a query must not see a key.
-  void mask(const Buffer& scores) {
-    if (!s.causal) return;
-    k.if_(first_key + keys > first_query + 1, [&] {
-      k.loop(0, keys, LoopKind::kSerial, [&](Expr j) {
-        Expr first_seeing = k.let("first_seeing", first_key + j - first_query);
-        each(blocks.queries, [&](Expr r) {
-          Expr i = j * blocks.queries + r;
-          k.store(scores, i, select(r < first_seeing, Expr(-INFINITY), scores[i]));
+  // target[units of depth][row], the right factor of a product over head_dim, from what pack_rows() gave.
+  void transpose(const Buffer& target, const Buffer& packed_rows, int64_t count) {
+    rows(0, units(blocks.depth), [&](Expr u) {
+      each(count,
+           [&](Expr row) { k.store(target, u * count + row, packed_rows[row * units(blocks.depth) + u]); });
+    });
+  }
+
+  // target[key][kChunk queries] = rows of keys times columns of queries.
+  void multiply_over_depth(const Buffer& target, const Buffer& key_rows, const Buffer& query_columns,
+                           Expr chunk, Expr key_count) {
+    TileProduct p;
+    p.c = {target.name, DType::F32, 0, kChunk, 1};
+    p.a = {key_rows.name, unit_type(), 0, units(blocks.depth), 1};
+    p.b = {query_columns.name, unit_type(), chunk, blocks.queries, 1};
+    p.rows = key_count;
+    p.depth = units(blocks.depth);
+    p.columns = kChunk;
+    k.tile_product(std::move(p));
+  }
+
+  // target[chunk + r][depth] += sum over keys of factors(r, key) * right[key][depth].
+  void accumulate_over_keys(const Buffer& target, const Buffer& factors, Expr factors_begin,
+                            int64_t factors_stride, const Buffer& right, Expr chunk, Expr key_count) {
+    TileProduct p;
+    p.c = {target.name, DType::F32, chunk * blocks.depth, blocks.depth, 1};
+    p.a = {factors.name, unit_type(), factors_begin, 1, factors_stride};
+    p.b = {right.name, unit_type(), 0, blocks.depth, 1};
+    p.rows = kChunk;
+    p.depth = units(key_count);
+    p.columns = blocks.depth;
+    p.accumulate = true;
+    k.tile_product(std::move(p));
+  }
+
+  // Keys that at least one query of the chunk sees; a multiple of kTileRows, or 0 or less for none.
+  Expr visible_keys(Expr chunk) {
+    if (!s.causal) return Expr(blocks.keys);
+    return k.let("visible", minimum(Expr(blocks.keys), first_query + chunk + kChunk - first_key));
+  }
+
+  // -infinity where a query must not see a key, or where there is none.
+  void mask(const Buffer& scores, Expr chunk, Expr key_count) {
+    auto hide = [&](const std::function<Expr(Expr, Expr)>& hidden) {
+      rows(0, key_count, [&](Expr j) {
+        each(kChunk, [&](Expr r) {
+          Expr i = j * kChunk + r;
+          k.store(scores, i, select(hidden(j, r), Expr(-INFINITY), scores[i]));
         });
       });
-    });
-  }
-
-  // target[r][x] += sum over keys of block[j][r] * matrix[first_key + j][x]; `target` is local.
-  void accumulate_over_keys(const Buffer& target, const Buffer& block, const Buffer& matrix, Expr base) {
-    Product p;
-    p.c = target;
-    p.b = matrix;
-    p.columns = s.head_dim;
-    p.c_row = [&](Expr r) { return r * s.head_dim; };
-    p.b_row = [&](Expr j) { return base + (first_key + j) * s.head_dim; };
-    p.a = [&](Expr r, Expr j) { return block[j * blocks.queries + r]; };
-    p.begin = 0;
-    k.loop(0, blocks.queries / kTileRows, LoopKind::kSerial, [&](Expr tile) {
-      Expr row = k.let("row", tile * kTileRows);
-      // Keys after the tile's last query are masked for all of its rows.
-      p.end = s.causal ? k.let("seen", minimum(keys, first_query + row + kTileRows - first_key)) : keys;
-      multiply_rows(k, p, row, kTileRows);
-    });
-  }
-
-  // target[first_key + j][x] += sum over queries of block[j][r] * matrix[first_query + r][x]. `target` is
-  // a buffer of the whole sequence; row first_query of `matrix` begins at `base`.
-  void accumulate_over_queries(const Buffer& target, Expr target_base, const Buffer& block,
-                               const Buffer& matrix, Expr base) {
-    Product p;
-    p.c = target;
-    p.b = matrix;
-    p.columns = s.head_dim;
-    p.c_row = [&](Expr j) { return target_base + (first_key + j) * s.head_dim; };
-    p.b_row = [&](Expr r) { return base + r * s.head_dim; };
-    p.a = [&](Expr j, Expr r) { return block[j * blocks.queries + r]; };
-    p.end = queries;
-    auto rows = [&](Expr row, int64_t count) {
-      // Queries before the tile's first key do not see it.
-      p.begin = s.causal ? k.let("first_seeing", maximum(first_key + row - first_query, 0)) : 0;
-      multiply_rows(k, p, row, count);
     };
-    k.loop(0, keys / kTileRows, LoopKind::kSerial,
-           [&](Expr tile) { rows(k.let("row", tile * kTileRows), kTileRows); });
-    if (s.seq % kTileRows != 0)
-      k.loop(k.let("whole_tiles", keys / kTileRows * kTileRows), keys, LoopKind::kSerial,
-             [&](Expr row) { rows(row, 1); });
+    if (s.causal)
+      k.if_(first_key + key_count > first_query + chunk + 1, [&] {
+        Expr ahead = k.let("ahead", first_key - first_query - chunk);
+        hide([&](Expr j, Expr r) { return ahead + j > r; });
+      });
+    else if (!whole_keys)
+      k.if_(keys < Expr(blocks.keys), [&] { hide([&](Expr j, Expr) { return j >= keys; }); });
+  }
+
+ private:
+  Rows rows_of(const Buffer& buffer, const StridedShape& layout, Expr batch, Expr head, Expr first,
+               Expr count, bool whole) {
+    const int64_t stride = layout.strides[s.seq_axis];
+    Expr begin = batch * layout.strides[0] + head * layout.strides[s.head_axis] + first * stride;
+    return {buffer, k.let("rows_at", begin), stride, count, whole};
+  }
+
+  // 0 beyond the last row and beyond head_dim.
+  Expr element(const Rows& source, Expr row, Expr x) const {
+    Expr at_row = source.whole ? row : minimum(row, source.count - 1);
+    Expr at_x = blocks.depth == s.head_dim ? x : minimum(x, Expr(s.head_dim - 1));
+    Expr value = source.buffer[source.begin + at_row * source.stride + at_x];
+    if (blocks.depth != s.head_dim) value = select(x < Expr(s.head_dim), value, Expr(0.0));
+    return source.whole ? value : select(row < source.count, value, Expr(0.0));
   }
 };
 
-// Not maximum(): that hands on NaN, which the exp after it does anyway, and costs twice as much.
-Expr larger(Expr a, Expr b) {
-  return select(a > b, a, b);
+double work_of(const AttentionShape& shape, double products) {
+  return products * 2 * static_cast<double>(shape.batch * shape.heads * shape.seq) *
+         static_cast<double>(shape.seq * shape.head_dim) / (shape.causal ? 2 : 1);
 }
 
 }  // namespace
 
 void lower_attention(KernelLowering& lowering, const AttentionShape& shape) {
-  KernelBuilder& k = lowering.builder();
-  BlockWriter w(k, shape);
-  const int64_t n = w.blocks.queries, head_dim = shape.head_dim;
+  BlockWriter w(lowering, shape);
+  KernelBuilder& k = w.k;
+  const int64_t n = w.blocks.queries, depth = w.blocks.depth;
+  // Scores in powers of two: exp(scale x) = 2^(x scale / ln 2). A negative scale turns their order around.
+  const double to_exponent = std::abs(shape.scale) * std::numbers::log2e;
   Buffer q = lowering.operand_buffer(0), keys = lowering.operand_buffer(1),
          values = lowering.operand_buffer(2);
   Buffer result = lowering.result_buffer(0), lse = lowering.result_buffer(1);
-  int64_t work = 4 * shape.batch * shape.heads * shape.seq * shape.seq * head_dim / (shape.causal ? 2 : 1);
+  const StridedShape q_layout = lowering.operand_layout(0), k_layout = lowering.operand_layout(1),
+                     v_layout = lowering.operand_layout(2), y_layout = lowering.result_layout(0);
 
-  k.parallel(shape.batch * shape.heads * w.blocks.query_blocks, work, [&](Expr task) {
-    Expr head = k.let("head", task / w.blocks.query_blocks);  // over the batch: batch * heads + head
-    Expr kv = head / shape.heads * shape.kv_heads + shape.kv_head(head % shape.heads);
-    Expr kv_base = k.let("kv_base", kv * (shape.seq * head_dim));
-    w.begin_queries(task % w.blocks.query_blocks);
-    Expr row_base = k.let("row_base", head * shape.seq + w.first_query);
-    Expr base = k.let("base", row_base * head_dim);
+  k.parallel(
+      shape.batch * shape.heads * w.blocks.query_blocks, static_cast<int64_t>(work_of(shape, 2)),
+      [&](Expr task) {
+        Expr row_of_heads = k.let("row_of_heads", task / w.blocks.query_blocks);
+        Expr batch = k.let("batch", row_of_heads / shape.heads),
+             head = k.let("head", row_of_heads % shape.heads);
+        Expr kv = k.let("kv", shape.kv_head(head));
+        w.begin_queries(task % w.blocks.query_blocks);
 
-    Buffer q_t = k.array("q_transposed", DType::F32, head_dim * n);
-    Buffer scores = k.array("scores", DType::F32, w.blocks.keys * n);  // then probabilities; [key, query]
-    Buffer sums = k.array("sums", DType::F32, n * head_dim);           // of probability * value
-    Buffer largest = k.array("largest", DType::F32, n), total = k.array("total", DType::F32, n);
-    Buffer correction = k.array("correction", DType::F32, n);
-    w.transpose(q_t, q, base, shape.scale);
-    w.each(n, [&](Expr r) {
-      k.store(largest, r, Expr(-INFINITY));
-      k.store(total, r, Expr(0.0));
-    });
-    w.each(n * head_dim, [&](Expr i) { k.store(sums, i, Expr(0.0)); });
-
-    k.loop(0, k.let("key_blocks", w.key_block_count()), LoopKind::kSerial, [&](Expr block) {
-      w.begin_keys(block);
-      k.comment("scores[key][query]");
-      w.multiply_keys(scores, keys, kv_base, q_t);
-      w.mask(scores);
-
-      k.comment("online softmax: rescale what was summed up so far to the new maximum");
-      w.each(n, [&](Expr r) { k.store(correction, r, largest[r]); });
-      k.loop(0, w.keys, LoopKind::kSerial, [&](Expr j) {
-        w.each(n, [&](Expr r) { k.store(largest, r, larger(largest[r], scores[j * n + r])); });
-      });
-      w.each(n, [&](Expr r) {
-        Expr factor = k.let("factor", exp(correction[r] - largest[r]));
-        k.store(correction, r, factor);
-        k.store(total, r, total[r] * factor);
-      });
-      k.loop(0, w.keys, LoopKind::kSerial, [&](Expr j) {
+        Buffer packed = k.array("packed", w.unit_type(), n * w.units(depth));
+        Buffer q_t = k.array("q_transposed", w.unit_type(), w.units(depth) * n);
+        Buffer key_rows = k.array("key_rows", w.unit_type(), w.blocks.keys * w.units(depth));
+        Buffer value_rows = k.array("value_rows", w.unit_type(), w.units(w.blocks.keys) * depth);
+        Buffer scores = k.array("scores", DType::F32, w.blocks.keys * kChunk);  // [key, query]
+        // [key, query], in bf16 [pair of keys, query]
+        Buffer p = w.narrow ? k.array("probabilities", DType::I32, w.blocks.keys / 2 * kChunk) : scores;
+        Buffer sums = k.array("sums", DType::F32, n * depth);  // of probability * value
+        Buffer largest = k.array("largest", DType::F32, n), total = k.array("total", DType::F32, n);
+        w.pack_rows(packed, w.query_rows(q, q_layout, batch, head), n);
+        w.transpose(q_t, packed, n);
         w.each(n, [&](Expr r) {
-          Expr probability = k.let("probability", exp(scores[j * n + r] - largest[r]));
-          k.store(scores, j * n + r, probability);
-          k.store(total, r, total[r] + probability);
+          k.store(largest, r, Expr(-INFINITY));
+          k.store(total, r, Expr(0.0));
+        });
+        w.clear(sums, n * depth);
+
+        w.rows(0, k.let("key_blocks", w.key_block_count()), [&](Expr block) {
+          w.begin_keys(block);
+          w.pack_rows(key_rows, w.key_rows(keys, k_layout, batch, kv), w.blocks.keys);
+          w.pack_for_sum_over_rows(value_rows, w.key_rows(values, v_layout, batch, kv), w.blocks.keys);
+          w.rows(0, n / kChunk, [&](Expr chunk_index) {
+            Expr chunk = k.let("chunk", chunk_index * kChunk);
+            Expr visible = w.visible_keys(chunk);
+            k.if_(visible > Expr(0), [&] {
+              w.multiply_over_depth(scores, key_rows, q_t, chunk, visible);
+              if (shape.scale < 0)
+                w.rows(0, visible, [&](Expr j) {
+                  w.each(kChunk, [&](Expr r) { k.store(scores, j * kChunk + r, -scores[j * kChunk + r]); });
+                });
+              w.mask(scores, chunk, visible);
+
+              k.comment("online softmax: rescale what was summed up so far to the new maximum");
+              Buffer top = k.array("top", DType::F32, kChunk), part = k.array("part", DType::F32, kChunk);
+              w.each(kChunk, [&](Expr r) { k.store(top, r, largest[chunk + r]); });
+              w.rows(0, visible, [&](Expr j) {
+                w.each(kChunk, [&](Expr r) {
+                  Expr score = scores[j * kChunk + r];
+                  k.store(top, r, select(score > top[r], score, top[r]));
+                });
+              });
+              Buffer correction = k.array("correction", DType::F32, kChunk);
+              w.each(kChunk, [&](Expr r) {
+                k.store(correction, r, exp2((largest[chunk + r] - top[r]) * Expr(to_exponent)));
+                k.store(largest, chunk + r, top[r]);
+                k.store(top, r, top[r] * Expr(to_exponent));
+                k.store(part, r, Expr(0.0));
+              });
+              auto probability = [&](Expr j, Expr r) {
+                return k.let("p", exp2(scores[j * kChunk + r] * Expr(to_exponent) - top[r]));
+              };
+              if (w.narrow)
+                w.rows(0, visible / 2, [&](Expr pair) {
+                  w.each(kChunk, [&](Expr r) {
+                    Expr first = probability(pair * 2, r), second = probability(pair * 2 + 1, r);
+                    k.store(part, r, part[r] + (first + second));
+                    k.store(p, pair * kChunk + r, bf16_pair(first, second));
+                  });
+                });
+              else
+                w.rows(0, visible, [&](Expr j) {
+                  w.each(kChunk, [&](Expr r) {
+                    Expr one = probability(j, r);
+                    k.store(part, r, part[r] + one);
+                    k.store(p, j * kChunk + r, one);
+                  });
+                });
+              w.each(kChunk,
+                     [&](Expr r) { k.store(total, chunk + r, total[chunk + r] * correction[r] + part[r]); });
+              w.rows(0, kChunk, [&](Expr r) {
+                Expr factor = k.let("factor", correction[r]), at = k.let("at", (chunk + r) * depth);
+                w.each(depth, [&](Expr x) { k.store(sums, at + x, sums[at + x] * factor); });
+              });
+              w.accumulate_over_keys(sums, p, 0, kChunk, value_rows, chunk, visible);
+            });
+          });
+        });
+
+        Rows y = w.query_rows(result, y_layout, batch, head);
+        Expr lse_row = k.let("lse_row", row_of_heads * shape.seq + w.first_query);
+        w.rows(0, w.queries, [&](Expr r) {
+          Expr inverse = k.let("inverse", Expr(1.0) / total[r]);
+          w.each(shape.head_dim,
+                 [&](Expr x) { k.store(result, y.begin + r * y.stride + x, sums[r * depth + x] * inverse); });
+          k.store(lse, lse_row + r, largest[r] * Expr(std::abs(shape.scale)) + log(total[r]));
         });
       });
-      k.loop(0, n, LoopKind::kSerial, [&](Expr r) {
-        Expr factor = k.let("factor", correction[r]);
-        w.each(head_dim, [&](Expr x) { k.store(sums, r * head_dim + x, sums[r * head_dim + x] * factor); });
-      });
-      w.accumulate_over_keys(sums, scores, values, kv_base);
-    });
-
-    k.loop(0, w.queries, LoopKind::kSerial, [&](Expr r) {
-      Expr inverse = k.let("inverse", Expr(1.0) / total[r]);
-      w.each(head_dim,
-             [&](Expr x) { k.store(result, base + r * head_dim + x, sums[r * head_dim + x] * inverse); });
-      k.store(lse, row_base + r, largest[r] + log(total[r]));
-    });
-  });
 }
 
 // With P = exp(scores - lse) and delta = sum over x of dy * result, row by row:
 //   dV = P^T dy,   dS = P (dy V^T - delta) scale,   dQ = dS K,   dK = dS^T Q.
-// A task owns a key/value head with all of its query heads, so that dK and dV are summed in a fixed order.
+// A task owns a query head and goes through its queries in order, so that dK and dV of the head are
+// summed in a fixed order; those of the heads that share a key/value head are added in a second phase.
 void lower_attention_grad(KernelLowering& lowering, const AttentionShape& shape) {
-  KernelBuilder& k = lowering.builder();
-  BlockWriter w(k, shape);
-  const int64_t n = w.blocks.queries, head_dim = shape.head_dim, head_size = shape.seq * head_dim;
+  BlockWriter w(lowering, shape);
+  KernelBuilder& k = w.k;
+  const int64_t n = w.blocks.queries, m = w.blocks.keys, depth = w.blocks.depth, units = w.units(depth);
+  const int64_t group_rows = std::min(m, kChunk);
   Buffer q = lowering.operand_buffer(0), keys = lowering.operand_buffer(1),
          values = lowering.operand_buffer(2);
   Buffer result = lowering.operand_buffer(3), lse = lowering.operand_buffer(4),
          dy = lowering.operand_buffer(5);
   Buffer dq = lowering.result_buffer(0), dk = lowering.result_buffer(1), dv = lowering.result_buffer(2);
-  int64_t work = 10 * shape.batch * shape.heads * shape.seq * head_size / (shape.causal ? 2 : 1);
+  Buffer dk_heads = lowering.result_buffer(3), dv_heads = lowering.result_buffer(4);
+  const StridedShape q_layout = lowering.operand_layout(0), k_layout = lowering.operand_layout(1),
+                     v_layout = lowering.operand_layout(2), y_layout = lowering.operand_layout(3),
+                     dy_layout = lowering.operand_layout(5), dq_layout = lowering.result_layout(0);
 
-  k.parallel(shape.batch * shape.kv_heads, work, [&](Expr kv) {
-    Expr kv_base = k.let("kv_base", kv * head_size);
-    w.each(head_size, [&](Expr i) {
-      k.store(dk, kv_base + i, Expr(0.0));
-      k.store(dv, kv_base + i, Expr(0.0));
+  k.parallel(shape.batch * shape.heads, static_cast<int64_t>(work_of(shape, 5)), [&](Expr row_of_heads) {
+    Expr batch = k.let("batch", row_of_heads / shape.heads), head = k.let("head", row_of_heads % shape.heads);
+    Expr kv = k.let("kv", shape.kv_head(head));
+    Expr head_begin = k.let("head_begin", row_of_heads * (shape.seq * shape.head_dim));
+    w.each(shape.seq * shape.head_dim, [&](Expr i) {
+      k.store(dk_heads, head_begin + i, Expr(0.0));
+      k.store(dv_heads, head_begin + i, Expr(0.0));
     });
-    Buffer q_t = k.array("q_transposed", DType::F32, head_dim * n);
-    Buffer dy_t = k.array("dy_transposed", DType::F32, head_dim * n);
-    Buffer p = k.array("probabilities", DType::F32, w.blocks.keys * n);  // [key, query]
-    Buffer ds = k.array("dscores", DType::F32, w.blocks.keys * n);       // [key, query]
-    Buffer sums = k.array("dq_block", DType::F32, n * head_dim);
+    Buffer packed = k.array("packed", w.unit_type(), n * units);
+    Buffer q_t = k.array("q_transposed", w.unit_type(), units * n);
+    Buffer dy_t = k.array("dy_transposed", w.unit_type(), units * n);
+    Buffer q_rows = k.array("q_rows", w.unit_type(), w.units(n) * depth);
+    Buffer dy_rows = k.array("dy_rows", w.unit_type(), w.units(n) * depth);
+    Buffer key_rows = k.array("key_rows", w.unit_type(), m * units);
+    Buffer value_rows = k.array("value_rows", w.unit_type(), m * units);
+    // In f32 the rows of keys serve both products.
+    Buffer key_sums = w.narrow ? k.array("key_pairs", DType::I32, m / 2 * depth) : key_rows;
+    Buffer scores = k.array("scores", DType::F32, m * kChunk);      // [key, query of the chunk]
+    Buffer products = k.array("products", DType::F32, m * kChunk);  // dy V^T
+    const DType stored = w.narrow ? DType::BF16 : DType::F32;
+    Buffer p = k.array("probabilities", stored, m * n);  // [key, query]
+    Buffer ds = k.array("dscores", stored, m * n);
+    Buffer ds_pairs =
+        w.narrow ? k.array("dscore_pairs", DType::I32, m / 2 * n) : ds;  // [pair of keys, query]
+    Buffer dq_block = k.array("dq_block", DType::F32, n * depth);
+    Buffer sums = k.array("sums", DType::F32, m * depth);  // of dv, then of dk
     Buffer normalizer = k.array("normalizer", DType::F32, n), delta = k.array("delta", DType::F32, n);
 
-    k.loop(0, shape.group() * w.blocks.query_blocks, LoopKind::kSerial, [&](Expr step) {
-      Expr in_group = step / w.blocks.query_blocks;
-      Expr head =
-          k.let("head", kv / shape.kv_heads * shape.heads + shape.query_head(kv % shape.kv_heads, in_group));
-      w.begin_queries(step % w.blocks.query_blocks);
-      Expr row_base = k.let("row_base", head * shape.seq + w.first_query);
-      Expr base = k.let("base", row_base * head_dim);
-      w.transpose(q_t, q, base, shape.scale);
-      w.transpose(dy_t, dy, base, 1);
-      // Columns beyond the sequence's end: probability exp(-infinity) = 0.
+    // heads[first_key + j][x] += sum over queries of factors[j][query] * right[query][x].
+    auto accumulate_over_queries = [&](const Buffer& heads, const Buffer& factors, const Buffer& right) {
+      w.rows(0, m / group_rows, [&](Expr group) {
+        Expr row = k.let("row", group * group_rows);
+        // Queries before the first key of these rows do not see them.
+        Expr begin = shape.causal ? k.let("begin", maximum(w.first_key + row - w.first_query, 0)) : Expr(0);
+        TileProduct product;
+        product.c = {sums.name, DType::F32, row * depth, depth, 1};
+        product.a = {factors.name, stored, row * w.units(n) + w.units(begin), w.units(n), 1};
+        product.b = {right.name, w.unit_type(), w.units(begin) * depth, depth, 1};
+        product.rows = group_rows;
+        product.depth = w.units(Expr(n) - begin);
+        product.columns = depth;
+        k.tile_product(std::move(product));
+      });
+      Expr at = k.let("at", head_begin + w.first_key * shape.head_dim);
+      w.rows(0, w.keys, [&](Expr j) {
+        w.each(shape.head_dim, [&](Expr x) {
+          Expr to = at + j * shape.head_dim + x;
+          k.store(heads, to, heads[to] + sums[j * depth + x]);
+        });
+      });
+    };
+
+    w.rows(0, w.blocks.query_blocks, [&](Expr query_block) {
+      w.begin_queries(query_block);
+      Rows q_block = w.query_rows(q, q_layout, batch, head),
+           dy_block = w.query_rows(dy, dy_layout, batch, head);
+      Rows y_block = w.query_rows(result, y_layout, batch, head);
+      w.pack_rows(packed, q_block, n);
+      w.transpose(q_t, packed, n);
+      w.pack_rows(packed, dy_block, n);
+      w.transpose(dy_t, packed, n);
+      w.pack_for_sum_over_rows(q_rows, q_block, n);
+      w.pack_for_sum_over_rows(dy_rows, dy_block, n);
+      // Columns beyond the sequence's end: probability 2^-infinity, and rows of zeros in q and dy.
       if (!w.whole_queries)
         w.each(n, [&](Expr r) {
           k.store(normalizer, r, Expr(INFINITY));
           k.store(delta, r, Expr(0.0));
         });
-      k.loop(0, w.queries, LoopKind::kSerial, [&](Expr r) {
-        Expr row = k.let("row", base + r * head_dim);
-        k.store(normalizer, r, lse[row_base + r]);
-        k.store(delta, r, k.reduce(Reduction::kSum, 0, head_dim, [&](Expr x) {
-          return dy[row + x] * result[row + x];
+      Expr lse_row = k.let("lse_row", row_of_heads * shape.seq + w.first_query);
+      w.rows(0, w.queries, [&](Expr r) {
+        k.store(normalizer, r, lse[lse_row + r] * Expr(std::numbers::log2e));
+        Expr y_at = k.let("y_at", y_block.begin + r * y_block.stride);
+        Expr dy_at = k.let("dy_at", dy_block.begin + r * dy_block.stride);
+        k.store(delta, r, k.reduce(Reduction::kSum, 0, shape.head_dim, [&](Expr x) {
+          return dy[dy_at + x] * result[y_at + x];
         }));
       });
-      w.each(n * head_dim, [&](Expr i) { k.store(sums, i, Expr(0.0)); });
+      w.clear(dq_block, n * depth);
 
-      k.loop(0, k.let("key_blocks", w.key_block_count()), LoopKind::kSerial, [&](Expr block) {
-        w.begin_keys(block);
-        k.comment("scores[key][query], then probabilities");
-        w.multiply_keys(p, keys, kv_base, q_t);
-        w.mask(p);
-        k.comment("dy V^T, then the scores' gradient");
-        w.multiply_keys(ds, values, kv_base, dy_t);
-        k.loop(0, w.keys, LoopKind::kSerial, [&](Expr j) {
-          w.each(n, [&](Expr r) {
-            Expr i = j * n + r;
-            Expr probability = k.let("probability", exp(p[i] - normalizer[r]));
-            k.store(p, i, probability);
-            k.store(ds, i, probability * (ds[i] - delta[r]) * Expr(shape.scale));
+      w.rows(0, k.let("key_blocks", w.key_block_count()), [&](Expr key_block) {
+        w.begin_keys(key_block);
+        Rows k_block = w.key_rows(keys, k_layout, batch, kv);
+        w.pack_rows(key_rows, k_block, m);
+        w.pack_rows(value_rows, w.key_rows(values, v_layout, batch, kv), m);
+        if (w.narrow) w.pack_for_sum_over_rows(key_sums, k_block, m);
+        w.rows(0, n / kChunk, [&](Expr chunk_index) {
+          Expr chunk = k.let("chunk", chunk_index * kChunk);
+          Expr visible = w.visible_keys(chunk);
+          k.if_(visible > Expr(0), [&] {
+            w.multiply_over_depth(scores, key_rows, q_t, chunk, visible);
+            w.mask(scores, chunk, visible);
+            w.multiply_over_depth(products, value_rows, dy_t, chunk, visible);
+            const double to_exponent = shape.scale * std::numbers::log2e;
+            auto store = [&](Expr j, Expr r) {
+              Expr i = j * kChunk + r, to = j * n + chunk + r;
+              Expr exponent = scores[i] * Expr(to_exponent) - normalizer[chunk + r];
+              // The mask's -infinity keeps its sign whatever that of the scale.
+              if (shape.scale < 0) exponent = select(scores[i] == Expr(-INFINITY), Expr(-INFINITY), exponent);
+              Expr probability = k.let("p", exp2(exponent));
+              Expr dscore = k.let("ds", probability * (products[i] - delta[chunk + r]) * Expr(shape.scale));
+              k.store(p, to, probability);
+              k.store(ds, to, dscore);
+              return dscore;
+            };
+            if (w.narrow)
+              w.rows(0, visible / 2, [&](Expr pair) {
+                w.each(kChunk, [&](Expr r) {
+                  Expr first = store(pair * 2, r), second = store(pair * 2 + 1, r);
+                  k.store(ds_pairs, pair * n + chunk + r, bf16_pair(first, second));
+                });
+              });
+            else
+              w.rows(0, visible, [&](Expr j) { w.each(kChunk, [&](Expr r) { store(j, r); }); });
+            w.accumulate_over_keys(dq_block, ds_pairs, chunk, n, key_sums, chunk, visible);
           });
         });
-        k.comment("dv += P^T dy");
-        w.accumulate_over_queries(dv, kv_base, p, dy, base);
-        k.comment("dk += dS^T q");
-        w.accumulate_over_queries(dk, kv_base, ds, q, base);
-        k.comment("dq += dS k");
-        w.accumulate_over_keys(sums, ds, keys, kv_base);
+        accumulate_over_queries(dv_heads, p, dy_rows);
+        accumulate_over_queries(dk_heads, ds, q_rows);
       });
-      k.loop(0, w.queries, LoopKind::kSerial, [&](Expr r) {
-        w.each(head_dim, [&](Expr x) { k.store(dq, base + r * head_dim + x, sums[r * head_dim + x]); });
+      Rows dq_rows = w.query_rows(dq, dq_layout, batch, head);
+      w.rows(0, w.queries, [&](Expr r) {
+        w.each(shape.head_dim,
+               [&](Expr x) { k.store(dq, dq_rows.begin + r * dq_rows.stride + x, dq_block[r * depth + x]); });
       });
     });
   });
+
+  k.parallel(
+      shape.batch * shape.kv_heads * shape.seq, 2 * shape.batch * shape.heads * shape.seq * shape.head_dim,
+      [&](Expr task) {
+        Expr position = k.let("position", task % shape.seq);
+        Expr row_of_kv = k.let("row_of_kv", task / shape.seq);
+        Expr batch = k.let("batch", row_of_kv / shape.kv_heads), kv = k.let("kv", row_of_kv % shape.kv_heads);
+        auto add_heads = [&](const Buffer& target, const StridedShape& layout, const Buffer& heads) {
+          Expr to = k.let("to", batch * layout.strides[0] + kv * layout.strides[shape.head_axis] +
+                                    position * layout.strides[shape.seq_axis]);
+          Buffer sum = k.array("sum", DType::F32, depth);
+          w.clear(sum, depth);
+          w.rows(0, shape.group(), [&](Expr i) {
+            Expr head = shape.query_head(kv, i);
+            Expr from = k.let("from", ((batch * shape.heads + head) * shape.seq + position) * shape.head_dim);
+            w.each(shape.head_dim, [&](Expr x) { k.store(sum, x, sum[x] + heads[from + x]); });
+          });
+          w.each(shape.head_dim, [&](Expr x) { k.store(target, to + x, sum[x]); });
+        };
+        add_heads(dk, lowering.result_layout(1), dk_heads);
+        add_heads(dv, lowering.result_layout(2), dv_heads);
+      });
 }
 
 }  // namespace kumi

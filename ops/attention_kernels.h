@@ -1,10 +1,10 @@
 // Generated kernels of attention and its gradient for devices without a library's attention.
 //
-// FlashAttention's idea (Dao et al. 2022, arXiv:2205.14135): a block of queries meets the keys block by
-// block, with a running maximum and sum, so that the memory needed does not grow with the sequence.
-// On a CPU the block of scores is kept transposed, [key, query]: then only the block of queries has to
-// be transposed, the softmax is element-wise over queries, and every product is an accumulation over
-// rows that are contiguous in memory, which the compiler vectorises without any shuffling.
+// FlashAttention's recurrence (Dao et al. 2022, arXiv:2205.14135; Dao 2023, arXiv:2307.08691): a block of
+// queries meets the keys block by block, with a running maximum and sum, so that the memory needed does
+// not grow with the square of the sequence. On a CPU the block of scores is kept transposed, [key, query]:
+// the softmax is then element-wise over queries. All products are tile products on packed blocks, in f32
+// or, for operands in bf16, on pairs of bf16 with sums in f32; softmax and its gradient are in f32.
 #pragma once
 
 #include "codegen/kernel_lowering.h"
@@ -22,6 +22,8 @@ struct AttentionShape {
   bool causal = true;
   HeadGroups groups = HeadGroups::kGrouped;
   double scale = 0;  // of the scores; never 0 here
+  // The axes of heads and of positions in q, k, v and the result; the batch is axis 0, head_dim axis 3.
+  int head_axis = 1, seq_axis = 2;
 
   int64_t group() const { return heads / kv_heads; }  // query heads of one key/value head
   // The key/value head of a query head; for numbers and for Exprs.
@@ -36,9 +38,9 @@ struct AttentionShape {
   }
 };
 
-// Operands q, k, v; results result, lse. All f32.
+// Operands q, k, v; results result, lse. lse is f32, all others are f32 or bf16.
 void lower_attention(KernelLowering& lowering, const AttentionShape& shape);
-// Operands q, k, v, result, lse, dy; results dq, dk, dv. All f32.
+// Operands q, k, v, result, lse, dy; results dq, dk, dv, and dk and dv of each query head in f32.
 void lower_attention_grad(KernelLowering& lowering, const AttentionShape& shape);
 
 }  // namespace kumi

@@ -1,8 +1,9 @@
-// Ops that move elements and compute nothing: reshape, transpose, slice, pad, concat, broadcast.
+// Ops that move elements and compute nothing: reshape, transpose, slice, pad, concat, split, broadcast.
 //
 // Each says where an element of its result comes from, so that it fuses with what is computed from it.
-// A reshape is only another shape of the same memory. Gradients move elements back: transpose by the
-// inverse permutation, slice and pad are each other's, concat's are slices, broadcast's is a sum.
+// A reshape is only another shape of the same memory; the parts of concat and split lie inside the whole
+// where memory can arrange it. Gradients move elements back: transpose by the inverse permutation, slice
+// and pad are each other's, as concat and split are, broadcast's is a sum.
 #include <algorithm>
 
 #include "codegen/kernel_lowering.h"
@@ -65,6 +66,7 @@ void register_reshape() {
           },
       .flops = no_flops,
       .reference = [](const ReferenceContext& context) { context.result().data = context.operand(0).data; },
+      .precision = OpPrecision::kAny,
       .is_view = true,
   });
 }
@@ -127,6 +129,7 @@ void register_transpose() {
       .gradient = gradient_of_transpose,
       .flops = no_flops,
       .reference = reference_transpose,
+      .precision = OpPrecision::kAny,
       .fusion = Fusion::kIndexing,
       .kernel = lower_transpose,
   });
@@ -246,6 +249,7 @@ void register_slice_and_pad() {
       .gradient = gradient_of_slice,
       .flops = no_flops,
       .reference = reference_slice,
+      .precision = OpPrecision::kAny,
       .fusion = Fusion::kIndexing,
       .kernel = lower_slice,
   });
@@ -261,6 +265,7 @@ void register_slice_and_pad() {
       .gradient = gradient_of_pad,
       .flops = no_flops,
       .reference = reference_pad,
+      .precision = OpPrecision::kAny,
       .fusion = Fusion::kIndexing,
       .kernel = lower_pad,
   });
@@ -285,36 +290,10 @@ std::vector<Type> infer_concat(const InferContext& context) {
 }
 
 std::vector<ValueId> gradient_of_concat(GradientContext& context) {
-  Dim axis = dim_attribute(context.node.attributes, "axis");
-  std::vector<ValueId> gradients;
-  Dim begin(0);
-  for (size_t i = 0; i < context.node.operands.size(); ++i) {
-    Type type = context.type(context.operand(i));
-    Dim end = begin + type.shape[axis_attribute(context.node.attributes, "axis", type.rank())];
-    gradients.push_back(context.needed[i]
-                            ? context.builder.call("slice", {context.gradient()},
-                                                   {{"axis", axis}, {"begin", begin}, {"end", end}})
-                            : kNone);
-    begin = end;
-  }
-  return gradients;
-}
-
-void lower_concat(KernelLowering& k) {
-  int64_t axis = axis_attribute(k.attributes(), "axis", k.result_type(0).rank());
-  k.indexing([&k, axis](const Index& index) {
-    Expr result;
-    int64_t begin = 0;
-    for (size_t i = 0; i < k.node().operands.size(); ++i) {
-      int64_t size = k.operand_shape(i)[axis];
-      Index from = index;
-      from[axis] = clamped(index[axis], begin, size);
-      Expr value = k.read(i, from);
-      result = i == 0 ? value : select(index[axis] < Expr(begin), result, value);
-      begin += size;
-    }
-    return result;
-  });
+  int64_t axis = axis_attribute(context.node.attributes, "axis", context.type(context.result(0)).rank());
+  Shape sizes;
+  for (ValueId operand : context.node.operands) sizes.push_back(context.type(operand).shape[axis]);
+  return context.builder.build("split", {context.gradient()}, {{"axis", Dim(axis)}, {"sizes", sizes}});
 }
 
 void reference_concat(const ReferenceContext& context) {
@@ -342,8 +321,71 @@ void register_concat() {
       .gradient = gradient_of_concat,
       .flops = no_flops,
       .reference = reference_concat,
-      .fusion = Fusion::kIndexing,
-      .kernel = lower_concat,
+      .precision = OpPrecision::kAny,
+      .moves_parts = true,
+  });
+}
+
+// ---- split
+
+std::vector<Type> infer_split(const InferContext& context) {
+  const Type& x = context.operand(0);
+  require_axis(context, dim_attribute(context.attributes, "axis"), x);
+  int64_t axis = axis_attribute(context.attributes, "axis", x.rank());
+  const Shape& sizes = shape_attribute(context.attributes, "sizes");
+  if (sizes.empty()) context.fail("'sizes' is empty");
+  Dim sum(0);
+  std::vector<Type> parts;
+  for (const Dim& size : sizes) {
+    sum = sum + size;
+    parts.push_back(x);
+    parts.back().shape[axis] = size;
+  }
+  context.require_equal(sum, x.shape[axis], "the sum of the sizes and the axis");
+  return parts;
+}
+
+std::vector<ValueId> gradient_of_split(GradientContext& context) {
+  std::vector<ValueId> parts;
+  for (size_t i = 0; i < context.node.results.size(); ++i) {
+    Type type = context.type(context.result(i));
+    parts.push_back(context.gradient(i) != kNone ? context.gradient(i)
+                                                 : context.builder.constant(0, type.shape, type.dtype));
+  }
+  return {context.builder.call("concat", parts, {{"axis", dim_attribute(context.node.attributes, "axis")}})};
+}
+
+void reference_split(const ReferenceContext& context) {
+  const ReferenceTensor& x = context.operand(0);
+  int64_t axis = axis_attribute(context.node.attributes, "axis", static_cast<int>(x.shape.size()));
+  int64_t begin = 0;
+  for (ReferenceTensor* y : context.results) {
+    for (int64_t i = 0; i < y->size(); ++i) {
+      std::vector<int64_t> index = index_at(i, y->shape);
+      index[axis] += begin;
+      y->data[i] = x.data[position_of(index, x.shape)];
+    }
+    begin += y->shape[axis];
+  }
+}
+
+void register_split() {
+  register_op({
+      .name = "split",
+      .family = "layout",
+      .doc = "The parts of one axis, one after the other: the inverse of concat.",
+      .operands = {{"x", "any type"}},
+      .attributes =
+          {axis_spec("which axis"),
+           {"sizes", AttributeKind::kShape, "of the parts; their sum is the axis", std::nullopt, {}}},
+      .results = {"part"},
+      .variadic_results = true,
+      .infer = infer_split,
+      .gradient = gradient_of_split,
+      .flops = no_flops,
+      .reference = reference_split,
+      .precision = OpPrecision::kAny,
+      .moves_parts = true,
   });
 }
 
@@ -395,6 +437,7 @@ void register_layout_ops() {
   register_transpose();
   register_slice_and_pad();
   register_concat();
+  register_split();
   register_broadcast();
 }
 

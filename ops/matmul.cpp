@@ -78,7 +78,7 @@ std::vector<Type> infer_matmul(const InferContext& context) {
   Shape shape = lead;
   shape.push_back(m);
   shape.push_back(n);
-  return {{a.dtype, shape}};
+  return {{bool_attribute(context.attributes, "f32_result") ? DType::F32 : a.dtype, shape}};
 }
 
 ValueId product(GraphBuilder& builder, ValueId a, bool transpose_a, ValueId b, bool transpose_b) {
@@ -99,6 +99,8 @@ std::vector<ValueId> gradient_of_matmul(GradientContext& context) {
   bool transpose_a = bool_attribute(attributes, "transpose_a");
   bool transpose_b = bool_attribute(attributes, "transpose_b");
   ValueId a = context.operand(0), b = context.operand(1), dy = context.gradient();
+  const DType dtype = context.type(a).dtype;
+  if (context.type(dy).dtype != dtype) dy = builder.call("cast", {dy}, {{"dtype", dtype}});
   std::vector<ValueId> gradients(context.node.operands.size(), kNone);
   Shape a_shape = context.type(a).shape, b_shape = context.type(b).shape;
 
@@ -132,26 +134,49 @@ std::vector<ValueId> gradient_of_matmul(GradientContext& context) {
   return gradients;
 }
 
+// The last two axes and all before them, which the memory pass keeps at one stride.
+struct Matrices {
+  int64_t batch_stride = 0, row_stride = 0;
+};
+
+Matrices matrices_of(const Value& value) {
+  const std::vector<int64_t> shape = numbers(value.type.shape), strides = strides_of(value);
+  const size_t rank = shape.size();
+  Matrices matrices{shape[rank - 2] * shape[rank - 1], strides[rank - 2]};
+  for (size_t axis = rank - 2; axis-- > 0;)
+    if (shape[axis] != 1) {
+      matrices.batch_stride = strides[axis];
+      break;
+    }
+  return matrices;
+}
+
 MatmulCall lower_matmul(const Graph& graph, const Node& node) {
   Product p = product_of(graph, node);
   MatmulCall call;
-  call.dtype = graph.type(node.results[0]).dtype;
+  call.dtype = graph.type(node.operands[0]).dtype;
+  call.result_dtype = graph.type(node.results[0]).dtype;
   call.m = p.m;
   call.n = p.n;
   call.k = p.k;
   call.bias = has_bias(node);
-  if (!p.batched_b && !p.transpose_a)
+  const Matrices a = matrices_of(graph.values[node.operands[0]]),
+                 b = matrices_of(graph.values[node.operands[1]]),
+                 c = matrices_of(graph.values[node.results[0]]);
+  // Without a batch of b the rows of all leading indices make one product, if they follow each other.
+  const bool rows_go_on = a.batch_stride == p.m * a.row_stride && c.batch_stride == p.m * c.row_stride;
+  if (!p.batched_b && !p.transpose_a && (p.batch() == 1 || rows_go_on))
     call.m *= p.batch();
   else
     call.batch = p.batch();
-  call.a_row_stride = p.transpose_a ? 1 : p.k;
-  call.a_column_stride = p.transpose_a ? p.m : 1;
-  call.a_batch_stride = p.m * p.k;
-  call.b_row_stride = p.transpose_b ? 1 : p.n;
-  call.b_column_stride = p.transpose_b ? p.k : 1;
-  call.b_batch_stride = p.batched_b ? p.k * p.n : 0;
-  call.c_row_stride = p.n;
-  call.c_batch_stride = p.m * p.n;
+  call.a_row_stride = p.transpose_a ? 1 : a.row_stride;
+  call.a_column_stride = p.transpose_a ? a.row_stride : 1;
+  call.a_batch_stride = a.batch_stride;
+  call.b_row_stride = p.transpose_b ? 1 : b.row_stride;
+  call.b_column_stride = p.transpose_b ? b.row_stride : 1;
+  call.b_batch_stride = p.batched_b ? b.batch_stride : 0;
+  call.c_row_stride = c.row_stride;
+  call.c_batch_stride = c.batch_stride;
   return call;
 }
 
@@ -189,7 +214,12 @@ void register_matmul_ops() {
                    {"b", "[k, n] or [..., k, n]; the last two swapped with transpose_b"},
                    {"bias", "[n], added to every row", true}},
       .attributes = {{"transpose_a", AttributeKind::kBool, "a is stored transposed", Attribute(false), {}},
-                     {"transpose_b", AttributeKind::kBool, "b is stored transposed", Attribute(false), {}}},
+                     {"transpose_b", AttributeKind::kBool, "b is stored transposed", Attribute(false), {}},
+                     {"f32_result",
+                      AttributeKind::kBool,
+                      "the sums in f32, as they are accumulated, whatever the type of a and b",
+                      Attribute(false),
+                      {}}},
       .infer = infer_matmul,
       .gradient = gradient_of_matmul,
       .flops =
@@ -200,6 +230,8 @@ void register_matmul_ops() {
             return 2 * results * static_cast<double>(p.k) + (has_bias(node) ? results : 0);
           },
       .reference = reference_matmul,
+      .precision = OpPrecision::kLow,
+      .takes_strides = true,
       .matmul = lower_matmul,
   });
 }

@@ -1,6 +1,6 @@
 // Rotary position embedding (Su et al. 2021, arXiv:2104.09864), in the rotate-half form of GPT-NeoX and
 // LLaMA: element i of a head is paired with element i + d/2, and the pair is rotated by the angle
-// position * base^(-2i/d), where the position is the index on the axis before the last:
+// position * base^(-2i/d), where the position is the index on one of the other axes:
 //   y[i]       = x[i] cos - x[i + d/2] sin
 //   y[i + d/2] = x[i + d/2] cos + x[i] sin
 // Angles, sines and cosines are computed in double precision, once a position and for all heads, so
@@ -9,6 +9,7 @@
 
 #include "codegen/kernel_lowering.h"
 #include "graph/op.h"
+#include "ops/axes.h"
 #include "ops/families.h"
 
 namespace kumi {
@@ -22,28 +23,57 @@ std::vector<Type> infer_rope(const InferContext& context) {
     context.fail(
         concat("the last axis must be even, since its halves are paired: ", x.shape.back().display()));
   if (float_attribute(context.attributes, "base") <= 0) context.fail("'base' must be positive");
+  require_axis(context, dim_attribute(context.attributes, "axis"), x);
+  if (axis_attribute(context.attributes, "axis", x.rank()) == x.rank() - 1)
+    context.fail("the positions cannot be those of the last axis, whose halves are paired");
   return {x};
 }
 
 std::vector<ValueId> gradient_of_rope(GradientContext& context) {
   // A rotation's adjoint is the rotation back.
   const Attributes& attributes = context.node.attributes;
-  return {context.builder.call(
-      "rope", {context.gradient()},
-      {{"base", float_attribute(attributes, "base")}, {"inverse", !bool_attribute(attributes, "inverse")}})};
+  return {context.builder.call("rope", {context.gradient()},
+                               {{"base", float_attribute(attributes, "base")},
+                                {"inverse", !bool_attribute(attributes, "inverse")},
+                                {"axis", dim_attribute(attributes, "axis")}})};
 }
+
+// The axes but that of the positions and the last: one index for all of them.
+struct Heads {
+  std::vector<size_t> axes;
+  int64_t count = 1;
+
+  Heads(const std::vector<int64_t>& shape, int64_t position_axis) {
+    for (size_t i = 0; i + 1 < shape.size(); ++i) {
+      if (static_cast<int64_t>(i) == position_axis) continue;
+      axes.push_back(i);
+      count *= shape[i];
+    }
+  }
+
+  // Where the head's first element is, in elements.
+  Expr offset(Expr head, const StridedShape& layout) const {
+    Expr sum = 0;
+    for (size_t i = axes.size(); i-- > 0;) {
+      const Expr size = Expr(layout.shape[axes[i]]);
+      sum = sum + (i == 0 ? head : head % size) * Expr(layout.strides[axes[i]]);
+      if (i > 0) head = head / size;
+    }
+    return sum;
+  }
+};
 
 void lower_rope(KernelLowering& lowering) {
   KernelBuilder& k = lowering.builder();
-  std::vector<int64_t> shape = lowering.operand_shape(0);
-  int64_t head_dim = shape.back(), half = head_dim / 2, seq = shape[shape.size() - 2];
-  int64_t heads = 1;  // of all leading axes
-  for (size_t i = 0; i + 2 < shape.size(); ++i) heads *= shape[i];
+  const StridedShape from = lowering.operand_layout(0), to = lowering.result_layout(0);
+  const int64_t axis = axis_attribute(lowering.attributes(), "axis", static_cast<int>(from.shape.size()));
+  const int64_t head_dim = from.shape.back(), half = head_dim / 2, seq = from.shape[axis];
+  const Heads heads(from.shape, axis);
   double log_base = std::log(float_attribute(lowering.attributes(), "base"));
   double direction = bool_attribute(lowering.attributes(), "inverse") ? -1 : 1;
   Buffer x = lowering.operand_buffer(0), y = lowering.result_buffer(0);
 
-  k.parallel(seq, 4 * seq * heads * head_dim, [&](Expr position) {
+  k.parallel(seq, 4 * seq * heads.count * head_dim, [&](Expr position) {
     Buffer cosine = k.array("cosine", DType::F32, half), sine = k.array("sine", DType::F32, half);
     k.loop(0, half, LoopKind::kVector, [&](Expr i) {
       Expr exponent = cast(DType::F64, i) * f64(-2 * log_base / static_cast<double>(head_dim));
@@ -51,12 +81,13 @@ void lower_rope(KernelLowering& lowering) {
       k.store(cosine, i, cast(DType::F32, cos(angle)));
       k.store(sine, i, cast(DType::F32, sin(angle) * f64(direction)));
     });
-    k.loop(0, heads, LoopKind::kSerial, [&](Expr head) {
-      Expr row = k.let("row", (head * seq + position) * head_dim);
+    k.loop(0, heads.count, LoopKind::kSerial, [&](Expr head) {
+      Expr x_row = k.let("x_row", position * from.strides[axis] + heads.offset(head, from));
+      Expr y_row = k.let("y_row", position * to.strides[axis] + heads.offset(head, to));
       k.loop(0, half, LoopKind::kVector, [&](Expr i) {
-        Expr first = k.let("first", x[row + i]), second = k.let("second", x[row + i + half]);
-        k.store(y, row + i, first * cosine[i] - second * sine[i]);
-        k.store(y, row + i + half, second * cosine[i] + first * sine[i]);
+        Expr first = k.let("first", x[x_row + i]), second = k.let("second", x[x_row + i + half]);
+        k.store(y, y_row + i, first * cosine[i] - second * sine[i]);
+        k.store(y, y_row + i + half, second * cosine[i] + first * sine[i]);
       });
     });
   });
@@ -66,15 +97,18 @@ void reference_rope(const ReferenceContext& context) {
   const ReferenceTensor& x = context.operand(0);
   double base = float_attribute(context.node.attributes, "base");
   double direction = bool_attribute(context.node.attributes, "inverse") ? -1 : 1;
-  int64_t head_dim = x.shape.back(), half = head_dim / 2, seq = x.shape[x.shape.size() - 2];
-  for (int64_t row = 0; row < x.size() / head_dim; ++row)
-    for (int64_t i = 0; i < half; ++i) {
-      double frequency = std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
-      double angle = direction * static_cast<double>(row % seq) * frequency;
-      double first = x.data[row * head_dim + i], second = x.data[row * head_dim + i + half];
-      context.result().data[row * head_dim + i] = first * std::cos(angle) - second * std::sin(angle);
-      context.result().data[row * head_dim + i + half] = second * std::cos(angle) + first * std::sin(angle);
-    }
+  int64_t axis = axis_attribute(context.node.attributes, "axis", static_cast<int>(x.shape.size()));
+  int64_t head_dim = x.shape.back(), half = head_dim / 2;
+  for (int64_t at = 0; at < x.size(); ++at) {
+    std::vector<int64_t> index = index_at(at, x.shape);
+    const int64_t i = index.back();
+    if (i >= half) continue;
+    double frequency = std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
+    double angle = direction * static_cast<double>(index[axis]) * frequency;
+    double first = x.data[at], second = x.data[at + half];
+    context.result().data[at] = first * std::cos(angle) - second * std::sin(angle);
+    context.result().data[at + half] = second * std::cos(angle) + first * std::sin(angle);
+  }
 }
 
 }  // namespace
@@ -87,11 +121,12 @@ void register_rope_ops() {
           "Rotary position embedding, rotate-half (Su et al. 2021, arXiv:2104.09864): the pair of elements i "
           "and "
           "i + d/2 of the last axis (of size d, even) is rotated by the angle position * base^(-2i/d); the "
-          "position is the index on the axis before the last.",
+          "position is the index on the axis `axis`.",
       .operands = {{"x", "[..., seq, head_dim], any floating type"}},
       .attributes =
           {{"base", AttributeKind::kFloat, "wavelengths go from 2 pi to 2 pi base", Attribute(10000.0), {}},
-           {"inverse", AttributeKind::kBool, "rotate by the negated angle", Attribute(false), {}}},
+           {"inverse", AttributeKind::kBool, "rotate by the negated angle", Attribute(false), {}},
+           {"axis", AttributeKind::kInt, "of the positions", Attribute(Dim(-2)), {}}},
       .infer = infer_rope,
       .gradient = gradient_of_rope,
       .flops =
@@ -99,6 +134,9 @@ void register_rope_ops() {
             return 3 * static_cast<double>(element_count(graph.type(node.operands[0]).shape).number());
           },
       .reference = reference_rope,
+      .precision = OpPrecision::kAny,
+      .takes_strides = true,
+      .in_place_operand = 0,
       .kernel = lower_rope,
   });
 }

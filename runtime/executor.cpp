@@ -84,9 +84,10 @@ Executor::Executor(Plan plan, Device& device)
 
 void Executor::allocate() {
   for (size_t i = 0; i < plan_.states.size(); ++i) {
-    state_index_.emplace(plan_.states[i].name, i);
-    state_offsets_.push_back(state_bytes_);
-    state_bytes_ = add_bytes(state_bytes_, aligned(byte_count(plan_.states[i].type)));
+    const State& state = plan_.states[i];
+    if (!state.offset) throw Error(concat("the state ", quoted(state.name), " has no place in memory"));
+    state_index_.emplace(state.name, i);
+    state_bytes_ = std::max(state_bytes_, aligned(add_bytes(*state.offset, byte_count(state.type))));
   }
   for (const GraphPlan& graph : plan_.graphs) arena_bytes_ = std::max(arena_bytes_, graph.arena_bytes);
   auto allocate = [&](int64_t bytes, const char* what) {
@@ -115,7 +116,7 @@ void Executor::compile() {
 
 void* Executor::address(const BufferSlot& slot) const {
   if (slot.state == kNone) return static_cast<std::byte*>(arena_.get()) + slot.offset;
-  return static_cast<std::byte*>(states_.get()) + state_offsets_[slot.state] + slot.offset;
+  return static_cast<std::byte*>(states_.get()) + *plan_.states[slot.state].offset + slot.offset;
 }
 
 size_t Executor::graph_index(std::string_view name) const {

@@ -90,7 +90,6 @@ class Executor {
   Device& device_;
   DeviceMemory arena_;
   DeviceMemory states_;
-  std::vector<int64_t> state_offsets_;
   std::unordered_map<std::string, size_t> state_index_;
   int64_t arena_bytes_ = 0;
   int64_t state_bytes_ = 0;

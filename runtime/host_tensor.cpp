@@ -36,12 +36,6 @@ std::vector<float> converted(const void* data, int64_t count, Convert convert) {
 
 }  // namespace
 
-std::string to_string(const std::vector<int64_t>& shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
-  return text + "]";
-}
-
 std::vector<float> as_f32(DType dtype, const void* data, int64_t count) {
   switch (dtype) {
     case DType::F32:

@@ -25,9 +25,6 @@ struct Feed {
   const void* data = nullptr;
 };
 
-// "[2, 32]".
-std::string to_string(const std::vector<int64_t>& shape);
-
 // The elements as f32, from any floating type. Throws Error for a type that is not floating.
 std::vector<float> as_f32(DType dtype, const void* data, int64_t count);
 

@@ -78,6 +78,22 @@ KUMI_INLINE float kumi_exp(float x) {
   return x < lowest ? 0.0f : (p + p) * scale;
 }
 
+// 2^x for x <= 0, by the same polynomial in x ln 2; no less than 2^-126, the smallest normal number.
+KUMI_INLINE float kumi_exp2(float x) {
+  float c = x < -126.0f ? -126.0f : x;
+  float shifted = c + 12582912.0f;  // 1.5 * 2^23
+  float r = (c - (shifted - 12582912.0f)) * 0.693147180559945309f;
+  float p = 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  int exponent = __builtin_bit_cast(int, shifted) << 23;  // of 2^n: added to that of p, which is near 1
+  return __builtin_bit_cast(float, __builtin_bit_cast(int, p) + exponent);
+}
+
 KUMI_INLINE float kumi_log(float x) { return logf(x); }
 KUMI_INLINE float kumi_sin(float x) { return sinf(x); }
 KUMI_INLINE float kumi_cos(float x) { return cosf(x); }
@@ -130,8 +146,88 @@ KUMI_INLINE kumi_bf16 kumi_to_bf16(float x) {
   uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
   return {(uint16_t)(x != x ? bits >> 16 | 0x40u : rounded)};
 }
+// Two bf16 in 32 bits, the first in the lower half.
+KUMI_INLINE int kumi_bf16_pair(float first, float second) {
+  uint32_t low = kumi_to_bf16(first).bits, high = kumi_to_bf16(second).bits;
+  return (int)(low | high << 16);
+}
+KUMI_INLINE int kumi_exact_bf16_pair(float first, float second) {
+  return (int)(__builtin_bit_cast(uint32_t, first) >> 16 | (__builtin_bit_cast(uint32_t, second) & 0xffff0000u));
+}
 KUMI_INLINE float kumi_round_to_bf16(float x) { return kumi_from_bf16(kumi_to_bf16(x)); }
 KUMI_INLINE float kumi_round_to_f16(float x) { return (float)(_Float16)x; }
+
+// Tile products (codegen/kernel_ir.h). A block of rows times two vectors of columns stays in registers
+// while the depth is walked through: enough independent sums to hide the latency of a multiply-add.
+#if defined(__AVX512F__)
+#define KUMI_LANES 16
+#define KUMI_TILE_ROWS 8
+#elif defined(__AVX__)
+#define KUMI_LANES 8
+#define KUMI_TILE_ROWS 4
+#else
+#define KUMI_LANES 4
+#define KUMI_TILE_ROWS 4
+#endif
+typedef float kumi_floats __attribute__((vector_size(4 * KUMI_LANES), aligned(4)));
+typedef int kumi_ints __attribute__((vector_size(4 * KUMI_LANES), aligned(4)));
+
+KUMI_INLINE kumi_floats kumi_multiply_add(kumi_floats sum, float a, kumi_floats b) { return sum + a * b; }
+#if defined(__AVX512BF16__)
+typedef __bf16 kumi_bf16s __attribute__((vector_size(64)));
+KUMI_INLINE kumi_floats kumi_multiply_add(kumi_floats sum, int a, kumi_ints b) {
+  return __builtin_ia32_dpbf16ps_512(sum, (kumi_bf16s)(a + kumi_ints{}), (kumi_bf16s)b);
+}
+#else
+KUMI_INLINE kumi_floats kumi_multiply_add(kumi_floats sum, int a, kumi_ints b) {
+  float low = __builtin_bit_cast(float, a << 16), high = __builtin_bit_cast(float, a & (int)0xffff0000);
+  return sum + low * (kumi_floats)(b << 16) + high * (kumi_floats)(b & (int)0xffff0000);
+}
+#endif
+
+template <typename T>
+struct kumi_vector_of;
+template <>
+struct kumi_vector_of<float> {
+  typedef kumi_floats type;
+};
+template <>
+struct kumi_vector_of<int> {
+  typedef kumi_ints type;
+};
+
+template <int kVectors, bool kAccumulate, typename T>
+KUMI_INLINE void kumi_tile(float* c, long c_row, const T* a, long a_row, long a_column, const T* b, long b_row,
+                           long depth) {
+  typedef typename kumi_vector_of<T>::type vector;
+  kumi_floats sums[KUMI_TILE_ROWS][kVectors];
+  for (int i = 0; i < KUMI_TILE_ROWS; ++i)
+    for (int v = 0; v < kVectors; ++v)
+      sums[i][v] = kAccumulate ? *(const kumi_floats*)(c + i * c_row + v * KUMI_LANES) : kumi_floats{};
+  for (long d = 0; d < depth; ++d) {
+    vector columns[kVectors];
+    for (int v = 0; v < kVectors; ++v) columns[v] = *(const vector*)(b + d * b_row + v * KUMI_LANES);
+    for (int i = 0; i < KUMI_TILE_ROWS; ++i) {
+      T factor = a[i * a_row + d * a_column];
+      for (int v = 0; v < kVectors; ++v) sums[i][v] = kumi_multiply_add(sums[i][v], factor, columns[v]);
+    }
+  }
+  for (int i = 0; i < KUMI_TILE_ROWS; ++i)
+    for (int v = 0; v < kVectors; ++v) *(kumi_floats*)(c + i * c_row + v * KUMI_LANES) = sums[i][v];
+}
+
+template <int kColumns, bool kAccumulate, typename T>
+[[clang::noinline]] static void kumi_tile_product(float* c, long c_row, const T* a, long a_row, long a_column,
+                                                  const T* b, long b_row, long rows, long depth) {
+  constexpr int kTwo = kColumns / (2 * KUMI_LANES) * 2 * KUMI_LANES;
+  for (long i = 0; i < rows; i += KUMI_TILE_ROWS) {
+    for (int j = 0; j < kTwo; j += 2 * KUMI_LANES)
+      kumi_tile<2, kAccumulate>(c + i * c_row + j, c_row, a + i * a_row, a_row, a_column, b + j, b_row, depth);
+    if constexpr (kTwo < kColumns)
+      kumi_tile<1, kAccumulate>(c + i * c_row + kTwo, c_row, a + i * a_row, a_row, a_column, b + kTwo, b_row,
+                                depth);
+  }
+}
 )prelude";
 
 }  // namespace kumi

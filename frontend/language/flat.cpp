@@ -93,6 +93,7 @@ class FlatReader {
     state.name = s.text;
     state.type = type(*s.type);
     state.initializer = initializer(*s.value);
+    state.offset = s.state_offset;
     state.location = location(s.annotations.origin);
     module_.states.push_back(std::move(state));
   }
@@ -205,7 +206,8 @@ class FlatReader {
     }
     value.producer = static_cast<NodeId>(graph->nodes.size());
     value.result_index = static_cast<int32_t>(i);
-    if (target.memory) value.placement = Placement{target.memory->state, target.memory->offset};
+    if (target.memory)
+      value.placement = Placement{target.memory->state, target.memory->offset, target.memory->strides};
     const ValueId id = static_cast<ValueId>(graph->values.size());
     if (!values_.emplace(value.name, id).second)
       throw error(target.place, concat("two values are named '", value.name, "'"));

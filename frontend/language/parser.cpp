@@ -260,7 +260,7 @@ class Parser : public ExpressionParser {
     return s;
   }
 
-  // state weight "name": f32[4] = zeros from 3:1
+  // state weight "name": f32[4] = zeros at 64 from 3:1
   Statement state(Statement s) {
     next();
     s.kind = Statement::kState;
@@ -270,6 +270,7 @@ class Parser : public ExpressionParser {
     s.type = type();
     expect("=", "and the state's initializer");
     s.value = expression();
+    if (accept_name("at")) s.state_offset = integer("a byte of the states' memory");
     if (is_name("from")) s.annotations.origin = origin();
     return s;
   }
@@ -317,12 +318,17 @@ class Parser : public ExpressionParser {
     PlaceInMemory memory;
     if (peek().kind != TokenKind::kString) {
       memory.offset = integer("a byte of the arena, or a state's name");
-      return memory;
+    } else {
+      const Token& name = next();
+      if (name.text.empty()) fail(name, "the state's name is empty", "a state's name");
+      memory.state = name.text;
+      if (accept("+")) memory.offset = integer("an offset in bytes");
     }
-    const Token& name = next();
-    if (name.text.empty()) fail(name, "the state's name is empty", "a state's name");
-    memory.state = name.text;
-    if (accept("+")) memory.offset = integer("an offset in bytes");
+    if (!accept_name("by")) return memory;
+    expect("[", "and a stride for each axis");
+    do memory.strides.push_back(integer("a stride in elements"));
+    while (accept(","));
+    expect("]", "to close the list");
     return memory;
   }
 

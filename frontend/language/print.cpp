@@ -100,15 +100,20 @@ class Printer {
 
   std::string state_line(const State& state) {
     return concat("  state ", to_string(state.kind), " ", quoted(state.name), ": ", spelled(state.type),
-                  " = ", to_string(state.initializer), origin(state.location), "\n");
+                  " = ", to_string(state.initializer), state.offset ? concat(" at ", *state.offset) : "",
+                  origin(state.location), "\n");
   }
 
   std::string target(const Value& value) {
     std::string text = value.name + ": " + spelled(value.type);
     if (!value.placement) return text;
-    if (value.placement->state.empty()) return concat(text, " at ", value.placement->offset);
-    text += " at " + quoted(value.placement->state);
-    return value.placement->offset == 0 ? text : concat(text, " + ", value.placement->offset);
+    const Placement& placement = *value.placement;
+    text += " at ";
+    if (placement.state.empty())
+      text += std::to_string(placement.offset);
+    else
+      text += quoted(placement.state) + (placement.offset == 0 ? "" : concat(" + ", placement.offset));
+    return placement.strides.empty() ? text : concat(text, " by ", to_string(placement.strides));
   }
 
   // An attribute that repeats the result's type (read's dtype and shape, reshape's shape) is left out, names

@@ -51,10 +51,11 @@ struct TypeSyntax {
   std::vector<Expression> sizes;
 };
 
-// `at 64`, `at "state"`: where a value lives.
+// `at 64`, `at "state" + 64 by [256, 1]`: where a value lives.
 struct PlaceInMemory {
   std::string state;
   int64_t offset = 0;
+  std::vector<int64_t> strides;
 };
 
 // What stands left of '=': a name, perhaps with its type.
@@ -94,7 +95,7 @@ struct Statement {
     // Of dumps.
     kSource,  // text: the file that origins are in
     kPasses,  // names
-    kState,   // kind, text: the state's name, type, value: the initializer
+    kState,   // kind, text: the state's name, type, value: the initializer, state_offset
     kGraph,   // name, arena_bytes, arena_lower_bound: body
   };
   Kind kind = kAssign;
@@ -109,7 +110,7 @@ struct Statement {
   std::vector<Argument> parameters;  // value is empty where there is no default
   std::vector<Statement> body, otherwise;
   Annotations annotations;
-  std::optional<int64_t> arena_bytes, arena_lower_bound;
+  std::optional<int64_t> arena_bytes, arena_lower_bound, state_offset;
 };
 
 struct ModelSyntax {

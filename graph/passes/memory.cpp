@@ -2,25 +2,31 @@
 //
 // No storage: values inside one group that nothing else needs, and constants written into kernels.
 // State storage: what `read` gives, unless it is needed after the state's write (then it is copied into
-// the arena), and what a `write` stores if it can be computed in place.
-// Views share their operand's place. Everything else gets an interval [first unit, last unit] and an
-// offset in the arena such that buffers alive at the same time do not overlap.
-// In place is allowed when no unit after the producing one reads the old value, and the producing
-// unit itself reads it element by element at the place it writes.
+// the arena), a concat of reads of states that follow each other in memory (state_layout.h), and what is
+// written to states if it can be computed in place.
+// Everything else gets an interval [first unit, last unit] and an offset in the arena such that buffers
+// alive at the same time do not overlap. Which values share a buffer (views, parts of larger values) is
+// found by Storages; a result takes the place of an operand that nobody needs any more and that is read
+// element by element.
+// In a state's storage a value is computed in place if no unit after the producing one reads the old
+// value, and the producing unit itself reads it element by element at the place it writes.
 #include "graph/passes/memory.h"
 
 #include <algorithm>
 #include <map>
+#include <optional>
+#include <set>
 
 #include "graph/op.h"
-#include "graph/reorder.h"
-#include "graph/uses.h"
+#include "graph/parts.h"
+#include "graph/passes/state_layout.h"
+#include "graph/passes/storage.h"
 
 namespace kumi {
 namespace {
 
 struct Buffer {
-  ValueId value = kNone;
+  int storage = kNone;
   int64_t bytes = 0;
   int first = 0;
   int last = 0;
@@ -29,110 +35,201 @@ struct Buffer {
 
 class GraphMemory {
  public:
-  explicit GraphMemory(Graph* graph)
-      : graph_(*graph), uses_(*graph), units_(units_of(*graph)), unit_of_(graph->nodes.size()) {
-    for (size_t u = 0; u < units_.size(); ++u)
-      for (NodeId n : units_[u]) unit_of_[n] = static_cast<int>(u);
+  GraphMemory(Graph* graph, const Module& module, bool in_place)
+      : graph_(*graph),
+        uses_(*graph),
+        units_(units_of(*graph)),
+        storages_(*graph, uses_, units_),
+        in_place_(in_place) {
+    for (const State& state : module.states) states_[state.name] = &state;
   }
 
   void run() {
-    for (Value& value : graph_.values) value.placement.reset();
-    place_states();
+    state_of_.resize(storages_.all.size());
+    find_writes();
+    place_reads();
+    place_gathered_reads();
+    place_writes();
+    if (in_place_) take_places();
     collect_buffers();
     assign_offsets();
-    for (const Buffer& buffer : buffers_)
-      graph_.values[buffer.value].placement = Placement{"", buffer.offset};
-    place_views();
+    set_placements();
   }
 
  private:
-  bool is_view(ValueId value) const { return op_of(graph_.producer(value)).is_view; }
+  struct Write {
+    const Node* node;
+    int unit;
+  };
 
-  // The value whose storage a view shows.
-  ValueId root(ValueId value) const {
-    while (is_view(value)) value = graph_.producer(value).operands[0];
-    return value;
+  int64_t offset_of(const std::string& state) const { return *states_.at(state)->offset; }
+
+  void find_writes() {
+    for (size_t n = 0; n < graph_.nodes.size(); ++n)
+      if (graph_.nodes[n].op == "write")
+        writes_[string_attribute(graph_.nodes[n].attributes, "state")] = {&graph_.nodes[n],
+                                                                          storages_.unit_of[n]};
   }
 
-  // The last unit that uses a value or a view of it.
-  int last_use(ValueId value) const {
-    int last = unit_of_[graph_.values[value].producer];
-    if (uses_.is_output[value]) return static_cast<int>(units_.size());
-    for (NodeId consumer : uses_.consumers[value]) {
-      last = std::max(last, unit_of_[consumer]);
-      if (op_of(graph_.nodes[consumer]).is_view)
-        for (ValueId result : graph_.nodes[consumer].results) last = std::max(last, last_use(result));
-    }
-    return last;
+  // Nobody looks at the storage after the state has got its new value.
+  bool is_used_up(const Storage& storage, const std::string& state) const {
+    auto write = writes_.find(state);
+    return write == writes_.end() || storage.last <= write->second.unit;
   }
 
-  void place_states() {
-    std::map<std::string, std::vector<ValueId>> reads;
-    std::map<std::string, int> write_unit;
-    for (size_t n = 0; n < graph_.nodes.size(); ++n) {
-      const Node& node = graph_.nodes[n];
-      if (node.op == "read") reads[string_attribute(node.attributes, "state")].push_back(node.results[0]);
-      if (node.op == "write") write_unit[string_attribute(node.attributes, "state")] = unit_of_[n];
-    }
-    for (const auto& [state, values] : reads)
-      for (ValueId read : values) {
-        auto write = write_unit.find(state);
-        if (write == write_unit.end() || last_use(read) <= write->second)
-          graph_.values[read].placement = Placement{state, 0};
-      }
+  void place_reads() {
     for (const Node& node : graph_.nodes) {
-      if (node.op != "write") continue;
+      if (node.op != "read" || storages_.places[node.results[0]].storage == kNone) continue;
       const std::string& state = string_attribute(node.attributes, "state");
-      ValueId value = node.operands[0];
-      const Node& producer = graph_.producer(value);
-      int unit = unit_of_[graph_.values[value].producer];
-      bool in_place = !is_view(value) && !op_of(producer).is_state_access &&
-                      !graph_.values[value].placement && !uses_.is_output[value] &&
-                      !is_inlined_constant(graph_, uses_, value);
-      for (ValueId read : reads[state])
-        in_place = in_place && last_use(read) <= unit &&
-                   (last_use(read) < unit || reads_by_element(unit, read, value));
-      if (in_place) graph_.values[value].placement = Placement{state, 0};
+      const int storage = storages_.places[node.results[0]].storage;
+      reads_[state].push_back(node.results[0]);
+      if (is_used_up(storages_.all[storage], state)) state_of_[storage] = state;
     }
   }
 
-  // Does the unit read `old` only at the element of `result` that it computes?
-  bool reads_by_element(int unit, ValueId old, ValueId result) const {
-    for (NodeId n : units_[unit]) {
-      const Node& node = graph_.nodes[n];
-      if (!is_fusible(graph_, node) || fusion_of(graph_, node) != Fusion::kPointwise) return false;
-      for (ValueId operand : node.operands)
-        if (operand != kNone && root(operand) == old && !(graph_.type(operand) == graph_.type(result)))
-          return false;
-      for (ValueId written : node.results)
-        if (!(graph_.type(written).shape == graph_.type(result).shape)) return false;
+  // A concat of reads is where the states are, if they follow each other.
+  void place_gathered_reads() {
+    for (const Node& node : graph_.nodes) {
+      if (!op_of(node).moves_parts) continue;
+      const Parts parts = parts_of(graph_, node);
+      if (!parts.gathers || !storages_.fills(parts.whole)) continue;
+      const int whole = storages_.places[parts.whole].storage;
+      if (storages_.all[whole].is_shown || state_of_[whole]) continue;
+      if (!is_leading(graph_.type(parts.whole).shape, parts.axis)) continue;
+      std::vector<std::string> states;
+      int64_t next = -1;
+      for (const Part& part : parts.parts) {
+        const int storage = storages_.places[part.value].storage;
+        if (storage == kNone || !state_of_[storage] || !storages_.fills(part.value)) break;
+        const std::string& state = *state_of_[storage];
+        if (next >= 0 && offset_of(state) != next) break;
+        if (!is_used_up(storages_.all[whole], state)) break;
+        next = offset_of(state) + byte_count(states_.at(state)->type);
+        states.push_back(state);
+      }
+      if (states.size() != parts.parts.size()) continue;
+      state_of_[whole] = states[0];
+      for (const std::string& state : states) reads_[state].push_back(parts.whole);
+    }
+  }
+
+  // Where all that is written of a storage goes, if it goes to memory that it fills.
+  std::optional<std::string> target_of(int storage, const std::vector<const Node*>& writes) const {
+    int64_t begin = 0, bytes = 0;
+    std::optional<std::string> first;
+    for (const Node* write : writes) {
+      const ValueId value = write->operands[0];
+      const std::string& state = string_attribute(write->attributes, "state");
+      const int64_t here = offset_of(state) - storages_.places[value].offset;
+      if (!storages_.is_dense(value) || (bytes > 0 && here != begin)) return std::nullopt;
+      begin = here;
+      bytes += byte_count(graph_.type(value));
+      if (storages_.places[value].offset == 0) first = state;
+    }
+    return bytes == storages_.all[storage].bytes ? first : std::nullopt;
+  }
+
+  void place_writes() {
+    std::map<int, std::vector<const Node*>> by_storage;
+    for (const auto& [state, write] : writes_) {
+      const int storage = storages_.places[write.node->operands[0]].storage;
+      if (storage != kNone) by_storage[storage].push_back(write.node);
+    }
+    for (const auto& [storage, writes] : by_storage) {
+      if (storages_.all[storage].is_shown || state_of_[storage]) continue;
+      const std::optional<std::string> target = target_of(storage, writes);
+      if (target && old_values_are_used_up(storage, *target, writes)) state_of_[storage] = target;
+    }
+  }
+
+  // May the storage be filled while the states still hold their old values?
+  bool old_values_are_used_up(int storage, const std::string& target,
+                              const std::vector<const Node*>& writes) const {
+    const Storage& s = storages_.all[storage];
+    std::set<int> producing;
+    for (ValueId value : s.values) {
+      const OpDef& op = op_of(graph_.producer(value));
+      if (op.is_state_access) return false;
+      if (!op.is_view && !op.moves_parts) producing.insert(storages_.unit_of_value(value));
+    }
+    for (const Node* write : writes) {
+      auto reads = reads_.find(string_attribute(write->attributes, "state"));
+      if (reads == reads_.end()) continue;
+      for (ValueId read : reads->second) {
+        const Storage& old = storages_.storage_of(read);
+        if (old.last < s.first) continue;
+        if (old.last > s.first || producing.size() != 1 || *producing.begin() != s.first) return false;
+        if (!takes_place_of(s, read, target)) return false;
+      }
     }
     return true;
   }
 
-  bool needs_storage(ValueId value) const {
-    if (graph_.values[value].placement || is_view(value)) return false;
-    const Node& producer = graph_.producer(value);
-    if (is_inlined_constant(graph_, uses_, value)) return false;
-    if (uses_.is_output[value] || producer.op == "input") return true;
-    // A kernel of a single op may write results that nobody reads (statistics, scratch).
-    if (!is_fusible(graph_, producer)) return true;
-    int unit = unit_of_[graph_.values[value].producer];
-    return std::any_of(uses_.consumers[value].begin(), uses_.consumers[value].end(),
-                       [&](NodeId consumer) { return unit_of_[consumer] != unit; });
+  // The only unit that looks at the old value computes the new one element by element.
+  bool takes_place_of(const Storage& s, ValueId old, const std::string& target) const {
+    const std::optional<std::string>& state = state_of_[storages_.places[old].storage];
+    for (ValueId result : s.values)
+      if (storages_.unit_of_value(result) == s.first && !op_of(graph_.producer(result)).moves_parts &&
+          !op_of(graph_.producer(result)).is_view)
+        for (NodeId n : units_[s.first])
+          for (ValueId operand : graph_.nodes[n].operands) {
+            if (operand == kNone || storages_.places[operand].storage != storages_.places[old].storage)
+              continue;
+            const bool same_place = state && offset_of(*state) + storages_.places[operand].offset ==
+                                                 offset_of(target) + storages_.places[result].offset;
+            if (!same_place || !storages_.may_take_place(s.first, operand, result)) return false;
+          }
+    return true;
+  }
+
+  // Results that take the place of an operand that is used for the last time, and operands that are
+  // computed at once where the result will be, inside a larger value.
+  void take_places() {
+    for (size_t u = 0; u < units_.size(); ++u)
+      for (NodeId n : units_[u])
+        for (ValueId result : graph_.nodes[n].results) take_place(static_cast<int>(u), result);
+  }
+
+  bool is_in_arena(ValueId value) const {
+    const int storage = storages_.places[value].storage;
+    return storage != kNone && !state_of_[storage] && !storages_.all[storage].is_shown;
+  }
+
+  void take_place(int unit, ValueId result) {
+    if (!is_in_arena(result)) return;
+    for (NodeId n : units_[unit])
+      for (ValueId operand : graph_.nodes[n].operands) {
+        if (operand == kNone || !is_in_arena(operand) ||
+            storages_.places[operand].storage == storages_.places[result].storage ||
+            !storages_.may_take_place(unit, operand, result))
+          continue;
+        if (!storages_.is_last_use(unit, operand)) continue;
+        if (saves_memory(result, operand) && storages_.move_into(result, storages_.places[operand])) return;
+        if (saves_memory(operand, result) && storages_.is_free_before(unit, result) &&
+            storages_.move_into(operand, storages_.places[result]))
+          return;
+      }
+  }
+
+  // Moving a value into another's storage saves its own, but may let the other live longer: bytes times
+  // units of the plan, on both sides.
+  bool saves_memory(ValueId moved, ValueId target) const {
+    const Storage &own = storages_.storage_of(moved), &other = storages_.storage_of(target);
+    const int longer = std::max(own.last, other.last) - std::min(own.first, other.first) -
+                       (other.last - other.first);
+    return static_cast<double>(own.bytes) * (own.last - own.first + 1) >=
+           static_cast<double>(other.bytes) * longer;
   }
 
   void collect_buffers() {
-    for (size_t v = 0; v < graph_.values.size(); ++v) {
-      ValueId value = static_cast<ValueId>(v);
-      if (!needs_storage(value)) continue;
+    for (size_t s = 0; s < storages_.all.size(); ++s) {
+      const Storage& storage = storages_.all[s];
+      if (storage.values.empty() || state_of_[s]) continue;
       Buffer buffer;
-      buffer.value = value;
-      int64_t bytes = byte_count(graph_.type(value));
-      buffer.bytes = (bytes + kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment;
-      // Inputs are copied in before the first unit runs.
-      buffer.first = graph_.producer(value).op == "input" ? 0 : unit_of_[graph_.values[value].producer];
-      buffer.last = last_use(value);
+      buffer.storage = static_cast<int>(s);
+      buffer.bytes = (storage.bytes + kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment;
+      buffer.first = storage.first;
+      buffer.last = storage.last;
       buffers_.push_back(buffer);
     }
   }
@@ -175,23 +272,36 @@ class GraphMemory {
     graph_.arena_lower_bound = peak;
   }
 
-  void place_views() {
-    for (size_t v = 0; v < graph_.values.size(); ++v)
-      if (is_view(static_cast<ValueId>(v)))
-        graph_.values[v].placement = graph_.values[root(static_cast<ValueId>(v))].placement;
+  void set_placements() {
+    std::vector<int64_t> offsets(storages_.all.size(), 0);
+    for (const Buffer& buffer : buffers_) offsets[buffer.storage] = buffer.offset;
+    for (size_t v = 0; v < graph_.values.size(); ++v) {
+      const Place& place = storages_.places[v];
+      graph_.values[v].placement.reset();
+      if (place.storage == kNone) continue;
+      Placement placement{state_of_[place.storage].value_or(""), offsets[place.storage] + place.offset, {}};
+      if (!storages_.is_dense(static_cast<ValueId>(v))) placement.strides = place.strides;
+      graph_.values[v].placement = std::move(placement);
+    }
   }
 
   Graph& graph_;
   Uses uses_;
   std::vector<Unit> units_;
-  std::vector<int> unit_of_;
+  Storages storages_;
+  bool in_place_;
+  std::map<std::string, const State*> states_;
+  std::map<std::string, std::vector<ValueId>> reads_;  // by state, the gathered ones as well
+  std::map<std::string, Write> writes_;                // by state
+  std::vector<std::optional<std::string>> state_of_;   // by storage: where it is, if not in the arena
   std::vector<Buffer> buffers_;
 };
 
 }  // namespace
 
-Module memory(Module module, const PlanOptions&) {
-  for (Graph& graph : module.graphs) GraphMemory(&graph).run();
+Module memory(Module module, const PlanOptions& options) {
+  lay_out_states(&module, kBufferAlignment);
+  for (Graph& graph : module.graphs) GraphMemory(&graph, module, options.is_enabled("in_place")).run();
   return module;
 }
 

@@ -1,6 +1,7 @@
 #include "graph/passes/optimizer.h"
 
 #include <cmath>
+#include <map>
 #include <numbers>
 #include <unordered_map>
 
@@ -72,6 +73,94 @@ class Training {
                           read == reads.end() ? "" : read->second->scope, state.location});
     }
     if (weights_.empty()) throw Error(concat("the model '", module_.name, "' has no weights to train"));
+    if (options_.is_enabled("sweep")) order_by_use(gradient);
+  }
+
+  // Weights that the model reads as one value stand next to each other, in its order, so that memory can
+  // serve both that value and the sweep over all weights.
+  void order_by_use(const Graph& gradient) {
+    std::unordered_map<std::string, std::vector<std::string>> runs;  // by the first member met
+    for (const Node& node : gradient.nodes) {
+      if (!op_of(node).moves_parts || node.results.size() != 1) continue;
+      std::vector<std::string> run;
+      for (ValueId part : node.operands)
+        if (gradient.producer(part).op == "read")
+          run.push_back(string_attribute(gradient.producer(part).attributes, "state"));
+      for (const std::string& name : run) runs.emplace(name, run);
+    }
+    std::unordered_map<std::string, size_t> index;
+    for (size_t i = 0; i < weights_.size(); ++i) index.emplace(weights_[i].name, i);
+    std::vector<Weight> ordered;
+    std::vector<bool> placed(weights_.size(), false);
+    auto place = [&](size_t i) {
+      if (!placed[i]) ordered.push_back(weights_[i]);
+      placed[i] = true;
+    };
+    for (size_t i = 0; i < weights_.size(); ++i) {
+      auto run = runs.find(weights_[i].name);
+      if (run != runs.end())
+        for (const std::string& name : run->second) place(index.at(name));
+      place(i);
+    }
+    weights_ = std::move(ordered);
+  }
+
+  // Not biases, not norms.
+  static bool decays(const Weight& weight) { return weight.type.rank() >= 2; }
+
+  // The weights that one kernel updates: all of one element type and decay, or one.
+  std::vector<std::vector<size_t>> sweeps() const {
+    std::map<std::pair<DType, bool>, std::vector<size_t>> classes;
+    std::vector<std::vector<size_t>> result;
+    for (size_t i = 0; i < weights_.size(); ++i)
+      if (options_.is_enabled("sweep"))
+        classes[{weights_[i].type.dtype, decays(weights_[i])}].push_back(i);
+      else
+        result.push_back({i});
+    for (auto& entry : classes) result.push_back(std::move(entry.second));
+    return result;
+  }
+
+  // The states one after the other, as one axis; a single one as it is.
+  ValueId read_flat(GraphBuilder& builder, const std::vector<size_t>& sweep, const std::string& prefix) {
+    std::vector<ValueId> parts;
+    for (size_t i : sweep) {
+      const Weight& weight = weights_[i];
+      set_place(builder, weight);
+      ValueId value =
+          read(builder, prefix + weight.name, prefix.empty() ? weight.type : weight.gradient_type);
+      if (sweep.size() > 1) value = builder.reshape(value, {element_count(weight.type.shape)});
+      parts.push_back(value);
+    }
+    set_place(builder);
+    return parts.size() == 1 ? parts[0] : builder.call("concat", parts, {{"axis", Dim(0)}});
+  }
+
+  // And back into the states.
+  void write_flat(GraphBuilder& builder, const std::vector<size_t>& sweep, const std::string& prefix,
+                  ValueId value) {
+    if (sweep.size() == 1) {
+      write(builder, prefix + weights_[sweep[0]].name, value);
+      return;
+    }
+    Shape sizes;
+    for (size_t i : sweep) sizes.push_back(element_count(weights_[i].type.shape));
+    std::vector<ValueId> parts = builder.build("split", {value}, {{"axis", Dim(0)}, {"sizes", sizes}});
+    for (size_t p = 0; p < parts.size(); ++p) {
+      const Weight& weight = weights_[sweep[p]];
+      set_place(builder, weight);
+      write(builder, prefix + weight.name, builder.reshape(parts[p], weight.type.shape));
+    }
+    set_place(builder);
+  }
+
+  static void set_place(GraphBuilder& builder, const Weight& weight) {
+    builder.scope = weight.scope;
+    builder.location = weight.location;
+  }
+  static void set_place(GraphBuilder& builder) {
+    builder.scope = kScope;
+    builder.location = {};
   }
 
   void add_state(const std::string& name, State::Kind kind, const Type& type,
@@ -161,22 +250,17 @@ class Training {
         inverse = builder.call("div", {builder.constant(1.0), total}, {}, "inverse_weight");
         loss = builder.call("mul", {loss, inverse}, {}, "loss");
       }
-      std::vector<ValueId> gradients;
-      for (const Weight& w : weights_) {
-        builder.scope = w.scope;
-        builder.location = w.location;
-        gradients.push_back(read(builder, "gradient." + w.name, w.gradient_type));
-      }
+      std::vector<ValueId> gradients;  // by sweep
+      for (const std::vector<size_t>& sweep : sweeps())
+        gradients.push_back(read_flat(builder, sweep, "gradient."));
       ValueId norm = gradient_norm(builder, gradients, inverse);
-      builder.scope = kScope;
-      builder.location = {};
       ValueId scale = gradient_scale(builder, norm, inverse);
       ValueId step = next_step(builder);
       ValueId lr = learning_rate(builder, step);
       ValueId correction1 = bias_correction(builder, step, o.beta1, "correction1");
       ValueId correction2 = bias_correction(builder, step, o.beta2, "correction2");
-      for (size_t i = 0; i < weights_.size(); ++i)
-        update_weight(builder, weights_[i], gradients[i], {scale, lr, correction1, correction2});
+      for (size_t i = 0; i < gradients.size(); ++i)
+        update_weights(builder, sweeps()[i], gradients[i], {scale, lr, correction1, correction2});
       graph->outputs = {{"loss", loss}, {"grad_norm", norm}, {"lr", lr}};
     }
     *graph = remove_dead_nodes(merge_equal_nodes(*graph));
@@ -186,13 +270,7 @@ class Training {
   // sqrt of the sum over all weights, added in pairs, so that rounding does not grow with their number.
   ValueId gradient_norm(GraphBuilder& builder, const std::vector<ValueId>& gradients, ValueId inverse) {
     std::vector<ValueId> sums;
-    for (size_t i = 0; i < gradients.size(); ++i) {
-      builder.scope = weights_[i].scope;
-      builder.location = weights_[i].location;
-      sums.push_back(builder.build("sum_of_squares", {gradients[i]})[0]);
-    }
-    builder.scope = kScope;
-    builder.location = {};
+    for (ValueId gradient : gradients) sums.push_back(builder.build("sum_of_squares", {gradient})[0]);
     while (sums.size() > 1) {
       std::vector<ValueId> pairs;
       for (size_t i = 0; i + 1 < sums.size(); i += 2) pairs.push_back(builder.add(sums[i], sums[i + 1]));
@@ -256,28 +334,29 @@ class Training {
     return builder.call("cast", {correction}, {{"dtype", DType::F32}}, name);
   }
 
-  void update_weight(GraphBuilder& builder, const Weight& weight, ValueId gradient,
-                     const std::vector<ValueId>& scalars) {
+  void update_weights(GraphBuilder& builder, const std::vector<size_t>& sweep, ValueId gradient,
+                      const std::vector<ValueId>& scalars) {
     const OptimizerOptions& o = options_.optimizer;
-    builder.scope = weight.scope;
-    builder.location = weight.location;
-    std::string m_state = "adamw.m." + weight.name, v_state = "adamw.v." + weight.name;
-    add_state(m_state, State::kOptimizer, weight.gradient_type, weight.location);
-    add_state(v_state, State::kOptimizer, weight.gradient_type, weight.location);
-    std::vector<ValueId> operands = {read(builder, weight.name, weight.type), gradient,
-                                     read(builder, m_state, weight.gradient_type),
-                                     read(builder, v_state, weight.gradient_type)};
+    for (const char* moment : {"adamw.m.", "adamw.v."})
+      for (size_t i : sweep)
+        add_state(moment + weights_[i].name, State::kOptimizer, weights_[i].gradient_type,
+                  weights_[i].location);
+    std::vector<ValueId> operands = {read_flat(builder, sweep, ""), gradient,
+                                     read_flat(builder, sweep, "adamw.m."),
+                                     read_flat(builder, sweep, "adamw.v.")};
     operands.insert(operands.end(), scalars.begin(), scalars.end());
-    bool decays = weight.type.rank() >= 2;  // not biases, not norms
-    std::vector<ValueId> results = builder.build("adamw", operands,
-                                                 {{"beta1", o.beta1},
-                                                  {"beta2", o.beta2},
-                                                  {"eps", o.eps},
-                                                  {"weight_decay", decays ? o.weight_decay : 0.0}},
-                                                 to_value_name("new." + weight.name));
-    write(builder, weight.name, results[0]);
-    write(builder, m_state, results[1]);
-    write(builder, v_state, results[2]);
+    const Weight& first = weights_[sweep[0]];
+    if (sweep.size() == 1) set_place(builder, first);
+    std::vector<ValueId> results =
+        builder.build("adamw", operands,
+                      {{"beta1", o.beta1},
+                       {"beta2", o.beta2},
+                       {"eps", o.eps},
+                       {"weight_decay", decays(first) ? o.weight_decay : 0.0}},
+                      sweep.size() == 1 ? to_value_name("new." + first.name) : "new.weights");
+    write_flat(builder, sweep, "", results[0]);
+    write_flat(builder, sweep, "adamw.m.", results[1]);
+    write_flat(builder, sweep, "adamw.v.", results[2]);
   }
 
   // One constant for each accumulator, so that each can be filled in place.

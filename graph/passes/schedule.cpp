@@ -19,7 +19,8 @@ bool is_used_up(const Graph& graph, const Uses& uses, NodeId node, NodeId but,
     for (NodeId user : uses.consumers[result]) {
       if (user == but) continue;
       if (!placed[user]) return false;
-      if (op_of(graph.nodes[user]).is_view && !is_used_up(graph, uses, user, but, placed)) return false;
+      const OpDef& op = op_of(graph.nodes[user]);
+      if ((op.is_view || op.moves_parts) && !is_used_up(graph, uses, user, but, placed)) return false;
     }
   return true;
 }

@@ -89,6 +89,8 @@ void check(const MatmulCall& call) {
   };
   if (call.dtype != DType::F32 && call.dtype != DType::BF16)
     fail(concat("in ", to_string(call.dtype), " is not supported on the CPU; f32 and bf16 are"));
+  if (call.result_dtype != DType::F32 && call.result_dtype != call.dtype)
+    fail(concat("of ", to_string(call.dtype), " cannot give ", to_string(call.result_dtype)));
   if (call.batch < 0 || call.m < 0 || call.n < 0 || call.k < 0) fail("has a negative size");
   for (int64_t stride : {call.a_batch_stride, call.a_row_stride, call.a_column_stride, call.b_batch_stride,
                          call.b_row_stride, call.b_column_stride, call.c_batch_stride, call.c_row_stride})
@@ -176,12 +178,12 @@ class PreparedMatmul {
  public:
   // Nothing if oneDNN has only its reference loops for this, or nothing at all.
   static std::optional<PreparedMatmul> make(const Operands& operands, dnnl::memory::data_type type,
-                                            bool bias) {
+                                            dnnl::memory::data_type result_type, bool bias) {
     if (repeats_both(operands)) return std::nullopt;
     const bool with_batch = operands.c.batch > 1;
     dnnl::memory::desc a = descriptor(operands.a, with_batch, type),
                        b = descriptor(operands.b, with_batch, type),
-                       c = descriptor(operands.c, with_batch, type), bias_row;
+                       c = descriptor(operands.c, with_batch, result_type), bias_row;
     if (bias) {
       Matrices row = {
           .batch = 1, .rows = 1, .columns = operands.n(), .batch_stride = 0, .row_stride = operands.n()};
@@ -259,8 +261,9 @@ class DirectMatmul : public Callable {
   std::shared_ptr<ScratchMemory> scratch_;
 };
 
-// The product of dense f32 copies, for T = uint16_t (bf16) or float in a layout that oneDNN is slow with.
-template <typename T>
+// The product of dense f32 copies, for T = uint16_t (bf16) where the machine has no bf16 arithmetic, or for
+// float in a layout that oneDNN is slow with.
+template <typename T, typename Result>
 class PackedMatmul : public Callable {
  public:
   PackedMatmul(const Operands& operands, bool bias, int threads, std::shared_ptr<ScratchMemory> scratch)
@@ -272,7 +275,8 @@ class PackedMatmul : public Callable {
         scratch_(std::move(scratch)) {
     // oneDNN repeats one operand, not both.
     if (repeats_both(operands)) dense_.a.batch_stride = dense_.a.rows * dense_.a.columns;
-    prepared_ = PreparedMatmul::make(dense_, dnnl::memory::data_type::f32, bias);
+    prepared_ =
+        PreparedMatmul::make(dense_, dnnl::memory::data_type::f32, dnnl::memory::data_type::f32, bias);
     if (!prepared_) throw Error("oneDNN has no code for a dense f32 matrix product on this machine");
     size_t bytes = 0;
     auto place = [&](size_t size) { return std::exchange(bytes, bytes + round_up(size)); };
@@ -296,7 +300,7 @@ class PackedMatmul : public Callable {
     if (bias_)
       for (int64_t i = 0; i < given_.n(); ++i) bias[i] = to_f32(static_cast<const T*>(buffers[2])[i]);
     prepared_->run(a, b, bias, c, scratch + scratchpad_at_);
-    unpack(c, dense_.c, static_cast<T*>(buffers[bias_ ? 3 : 2]), given_.c, threads_);
+    unpack(c, dense_.c, static_cast<Result*>(buffers[bias_ ? 3 : 2]), given_.c, threads_);
   }
 
  private:
@@ -314,19 +318,28 @@ class EmptyMatmul : public Callable {
   explicit EmptyMatmul(const MatmulCall& call) : call_(call) {}
 
   void run(void* const* buffers) override {
-    size_t row_bytes = static_cast<size_t>(call_.n * size_of(call_.dtype));
+    const int64_t size = size_of(call_.result_dtype);
     auto* c = static_cast<std::byte*>(buffers[call_.bias ? 3 : 2]);
     for (int64_t b = 0; b < call_.batch; ++b)
       for (int64_t i = 0; i < call_.m; ++i) {
-        std::byte* row = c + (b * call_.c_batch_stride + i * call_.c_row_stride) * size_of(call_.dtype);
-        if (row_bytes > 0 && call_.bias)
-          memcpy(row, buffers[2], row_bytes);
-        else if (row_bytes > 0)
-          memset(row, 0, row_bytes);
+        std::byte* row = c + (b * call_.c_batch_stride + i * call_.c_row_stride) * size;
+        if (call_.n == 0) continue;
+        memset(row, 0, static_cast<size_t>(call_.n * size));
+        for (int64_t j = 0; call_.bias && j < call_.n; ++j) copy_bias(buffers[2], j, row);
       }
   }
 
  private:
+  void copy_bias(const void* bias, int64_t j, void* row) const {
+    const bool narrow = call_.dtype == DType::BF16;
+    const float value =
+        narrow ? to_f32(static_cast<const uint16_t*>(bias)[j]) : static_cast<const float*>(bias)[j];
+    if (call_.result_dtype == DType::BF16)
+      static_cast<uint16_t*>(row)[j] = to_bf16(value);
+    else
+      static_cast<float*>(row)[j] = value;
+  }
+
   MatmulCall call_;
 };
 
@@ -352,12 +365,18 @@ std::unique_ptr<Callable> make_onednn_matmul(const MatmulCall& call, int threads
   omp_set_num_threads(threads);  // some of oneDNN's choices are made when the primitive is
   try {
     Operands operands = operands_of(call);
-    auto type = call.dtype == DType::F32 ? dnnl::memory::data_type::f32 : dnnl::memory::data_type::bf16;
-    if (auto prepared = PreparedMatmul::make(operands, type, call.bias))
+    auto type_of = [](DType dtype) {
+      return dtype == DType::F32 ? dnnl::memory::data_type::f32 : dnnl::memory::data_type::bf16;
+    };
+    if (auto prepared =
+            PreparedMatmul::make(operands, type_of(call.dtype), type_of(call.result_dtype), call.bias))
       return std::make_unique<DirectMatmul>(std::move(*prepared), call.bias, threads, std::move(scratch));
-    if (call.dtype == DType::F32)
-      return std::make_unique<PackedMatmul<float>>(operands, call.bias, threads, std::move(scratch));
-    return std::make_unique<PackedMatmul<uint16_t>>(operands, call.bias, threads, std::move(scratch));
+    auto packed = [&]<typename T, typename Result>(T, Result) {
+      return std::make_unique<PackedMatmul<T, Result>>(operands, call.bias, threads, std::move(scratch));
+    };
+    if (call.dtype == DType::F32) return packed(float(), float());
+    if (call.result_dtype == DType::F32) return packed(uint16_t(), float());
+    return packed(uint16_t(), uint16_t());
   } catch (const dnnl::error& failure) {
     throw Error(concat("oneDNN cannot prepare a matrix product of ", call.batch, " x (", call.m, " x ",
                        call.k, ") (", call.k, " x ", call.n, "): ", failure.what()));

@@ -24,6 +24,11 @@ std::vector<OpCase> attention_cases() {
     TestOperand q = f32({l.batch, l.heads, l.seq, l.head_dim}),
                 k = f32({l.batch, l.kv_heads, l.seq, l.head_dim});
     Attributes attributes = {{"causal", l.causal}, {"groups", std::string(l.groups)}, {"scale", l.scale}};
+    if (seed % 3 == 0) {  // the other order of axes
+      attributes.emplace_back("layout", std::string("bshd"));
+      q = f32({l.batch, l.seq, l.heads, l.head_dim});
+      k = f32({l.batch, l.seq, l.kv_heads, l.head_dim});
+    }
     // The log-sum-exp has no gradient.
     cases.push_back({"attention", {q, k, k}, attributes, ++seed, {0}});
     cases.push_back({"attention_grad",

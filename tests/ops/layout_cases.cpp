@@ -39,6 +39,11 @@ std::vector<OpCase> layout_cases() {
       {"pad", {bf16({4, 6})}, {{"axis", Dim(1)}, {"before", Dim(1)}}},
       {"pad", {i32({4, 6})}, {{"axis", Dim(0)}, {"before", Dim(1)}}},
 
+      {"split", {f32({5})}, {{"axis", Dim(0)}, {"sizes", list({5})}}},
+      {"split", {f32({9, 3})}, {{"axis", Dim(0)}, {"sizes", list({2, 4, 3})}}},
+      {"split", {f32({3, 35})}, {{"axis", Dim(-1)}, {"sizes", list({20, 1, 14})}}},
+      {"split", {f32({2, 6, 3, 4})}, {{"axis", Dim(1)}, {"sizes", list({1, 3, 2})}}},
+      {"split", {i32({2, 6})}, {{"axis", Dim(1)}, {"sizes", list({4, 2})}}},
       {"concat", {f32({5})}, {{"axis", Dim(0)}}},
       {"concat", {f32({5}), f32({1}), f32({3})}, {{"axis", Dim(-1)}}},
       {"concat", {f32({2, 17}), f32({3, 17})}, {{"axis", Dim(0)}}},

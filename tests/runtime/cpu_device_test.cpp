@@ -550,7 +550,7 @@ TEST_F(CpuDeviceTest, MatrixProductsMatchDoublePrecision) {
       for (DType dtype : {DType::F32, DType::BF16}) {
         MatmulCall call = c.call;
         call.bias = bias;
-        call.dtype = dtype;
+        call.dtype = call.result_dtype = dtype;
         SCOPED_TRACE(concat(c.name, bias ? ", bias" : "", ", ", to_string(dtype)));
         auto extent = [](int64_t count, int64_t stride) { return std::max<int64_t>(count - 1, 0) * stride; };
         size_t a_size = extent(call.batch, call.a_batch_stride) + extent(call.m, call.a_row_stride) +

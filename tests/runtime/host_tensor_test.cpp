@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include "graph/type.h"
+
 #include <bit>
 #include <cmath>
 #include <cstring>

@@ -1,0 +1,113 @@
+#include "graph/passes/precision.h"
+
+#include <map>
+
+#include "graph/op.h"
+#include "graph/rewrite.h"
+#include "graph/uses.h"
+
+namespace kumi {
+namespace {
+
+class Lowering {
+ public:
+  explicit Lowering(const Graph& graph)
+      : graph_(graph), uses_(graph), builder_(result_), new_id_(graph.values.size(), kNone) {
+    result_.name = graph.name;
+  }
+
+  Graph run() {
+    for (const Node& node : graph_.nodes) rebuild(node);
+    for (const Output& output : graph_.outputs)
+      result_.outputs.push_back({output.name, as(output.value, graph_.type(output.value).dtype)});
+    return remove_dead_nodes(merge_equal_nodes(result_));
+  }
+
+ private:
+  void rebuild(const Node& node) {
+    const OpDef& op = op_of(node);
+    std::vector<ValueId> operands;
+    Attributes attributes = node.attributes;
+    // Casts that are written in the model are computed from what is there.
+    const bool is_cast = node.op == "cast";
+    for (size_t i = 0; i < node.operands.size(); ++i) {
+      const ValueId operand = node.operands[i];
+      if (operand == kNone)
+        operands.push_back(kNone);
+      else if (graph_.type(operand).dtype != DType::F32 || is_cast)
+        operands.push_back(new_id_[operand]);
+      else
+        operands.push_back(as(operand, type_of_operand(op, node, i)));
+    }
+    if (op.precision == OpPrecision::kLow && leaves_graph(node))
+      for (auto& [name, value] : attributes)
+        if (name == "f32_result") value = true;
+    builder_.scope = node.scope;
+    builder_.location = node.location;
+    const std::string name = node.results.empty() ? "" : graph_.values[node.results[0]].name;
+    std::vector<ValueId> results = builder_.build(node.op, operands, std::move(attributes), name);
+    for (size_t i = 0; i < results.size(); ++i) new_id_[node.results[i]] = results[i];
+  }
+
+  DType type_of_operand(const OpDef& op, const Node& node, size_t i) const {
+    const ValueId operand = node.operands[i];
+    if (op.is_state_access || op.precision == OpPrecision::kFull) return graph_.type(operand).dtype;
+    if (op.precision == OpPrecision::kLow) return is_statistic(node, operand) ? DType::F32 : DType::BF16;
+    // What the op takes as it comes; several of one kind must agree.
+    DType type = builder_.graph().type(new_id_[operand]).dtype;
+    if (op.moves_parts)
+      for (ValueId other : node.operands)
+        if (builder_.graph().type(new_id_[other]).dtype != type) type = DType::F32;
+    return type;
+  }
+
+  // The log-sum-exp, which attention gives and its gradient takes in f32.
+  bool is_statistic(const Node&, ValueId operand) const {
+    const Value& value = graph_.values[operand];
+    return value.result_index > 0 && op_of(graph_.producer(operand)).precision == OpPrecision::kLow;
+  }
+
+  // Only outputs and views of them look at the result.
+  bool leaves_graph(const Node& node) const {
+    for (ValueId result : node.results)
+      if (!uses_.is_output[result] && uses_.consumers[result].empty()) return false;
+    for (ValueId result : node.results)
+      for (NodeId n : uses_.consumers[result]) {
+        const OpDef& op = op_of(graph_.nodes[n]);
+        if ((!op.is_view && !op.moves_parts) || !leaves_graph(graph_.nodes[n])) return false;
+      }
+    return true;
+  }
+
+  // The value in a type, cast once.
+  ValueId as(ValueId old, DType dtype) {
+    const ValueId value = new_id_[old];
+    if (builder_.graph().type(value).dtype == dtype) return value;
+    auto [entry, is_new] = casts_.try_emplace({value, dtype}, kNone);
+    if (is_new) {
+      const Node& producer = graph_.producer(old);
+      builder_.scope = producer.scope;
+      builder_.location = producer.location;
+      entry->second = builder_.call("cast", {value}, {{"dtype", dtype}},
+                                    concat(graph_.values[old].name, ".", to_string(dtype)));
+    }
+    return entry->second;
+  }
+
+  const Graph& graph_;
+  const Uses uses_;
+  Graph result_;
+  GraphBuilder builder_;
+  std::vector<ValueId> new_id_;                         // by old value
+  std::map<std::pair<ValueId, DType>, ValueId> casts_;  // by new value
+};
+
+}  // namespace
+
+Module precision(Module module, const PlanOptions& options) {
+  if (options.precision == Precision::kF32) return module;
+  for (Graph& graph : module.graphs) graph = Lowering(graph).run();
+  return module;
+}
+
+}  // namespace kumi

@@ -1,0 +1,299 @@
+#include "graph/passes/storage.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "graph/op.h"
+#include "graph/parts.h"
+
+namespace kumi {
+namespace {
+
+std::vector<int64_t> shape_of(const Graph& graph, ValueId value) {
+  return numbers(graph.type(value).shape);
+}
+
+// Strides of axes of size 1 say nothing.
+bool is_row_major(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides) {
+  const std::vector<int64_t> dense = row_major_strides(shape);
+  for (size_t i = 0; i < shape.size(); ++i)
+    if (shape[i] != 1 && strides[i] != dense[i]) return false;
+  return true;
+}
+
+// One stride for all axes before the last two, as a library's batch of matrices has it, and no gaps in rows.
+bool is_batch_of_matrices(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides) {
+  if (shape.empty() || strides.back() != 1) return false;
+  int64_t expected = -1;
+  for (size_t axis = shape.size() < 2 ? 0 : shape.size() - 2; axis-- > 0;) {
+    if (shape[axis] == 1) continue;
+    if (expected >= 0 && strides[axis] != expected) return false;
+    expected = strides[axis] * shape[axis];
+  }
+  return true;
+}
+
+}  // namespace
+
+std::optional<std::vector<int64_t>> reshaped_strides(const std::vector<int64_t>& shape,
+                                                     const std::vector<int64_t>& strides,
+                                                     const std::vector<int64_t>& to) {
+  struct Run {
+    int64_t size, stride;  // of its last axis
+  };
+  std::vector<Run> runs;
+  for (size_t i = 0; i < shape.size(); ++i) {
+    if (shape[i] == 1) continue;
+    if (!runs.empty() && runs.back().stride == strides[i] * shape[i])
+      runs.back() = {runs.back().size * shape[i], strides[i]};
+    else
+      runs.push_back({shape[i], strides[i]});
+  }
+  std::vector<int64_t> result(to.size(), 1);
+  int64_t left = 1, stride = 1;
+  for (size_t i = to.size(); i-- > 0;) {
+    if (to[i] == 1) {
+      result[i] = stride * left;
+      continue;
+    }
+    if (left == 1) {
+      if (runs.empty()) return std::nullopt;
+      left = runs.back().size;
+      stride = runs.back().stride;
+      runs.pop_back();
+    }
+    if (left % to[i] != 0) return std::nullopt;
+    result[i] = stride;
+    stride *= to[i];
+    left /= to[i];
+  }
+  return result;
+}
+
+Storages::Storages(const Graph& graph, const Uses& uses, const std::vector<Unit>& units)
+    : graph(graph), uses(uses), units(units), unit_of(graph.nodes.size()), places(graph.values.size()) {
+  for (size_t u = 0; u < units.size(); ++u)
+    for (NodeId n : units[u]) unit_of[n] = static_cast<int>(u);
+  for (const Node& node : graph.nodes) place_results(node);
+  // From the last on, so that what a concat gathers may itself be gathered.
+  for (size_t n = graph.nodes.size(); n-- > 0;)
+    if (op_of(graph.nodes[n]).moves_parts && parts_of(graph, graph.nodes[n]).gathers) gather(graph.nodes[n]);
+}
+
+bool Storages::is_dense(ValueId value) const {
+  return is_row_major(shape_of(graph, value), places[value].strides);
+}
+
+bool Storages::fills(ValueId value) const {
+  return places[value].storage != kNone && is_dense(value) &&
+         byte_count(graph.type(value)) == storage_of(value).bytes;
+}
+
+bool Storages::needs_storage(ValueId value) const {
+  const Node& producer = graph.producer(value);
+  if (is_inlined_constant(graph, uses, value)) return false;
+  if (uses.is_output[value] || producer.op == "input") return true;
+  // A kernel of a single op may write results that nobody reads (statistics, scratch).
+  if (!is_fusible(graph, producer)) return !uses.consumers[value].empty() || !op_of(producer).moves_parts;
+  const int unit = unit_of_value(value);
+  return std::any_of(uses.consumers[value].begin(), uses.consumers[value].end(),
+                     [&](NodeId consumer) { return unit_of[consumer] != unit; });
+}
+
+void Storages::add(ValueId value) {
+  Storage storage;
+  storage.bytes = byte_count(graph.type(value));
+  // Inputs are copied in before the first unit runs.
+  storage.first = graph.producer(value).op == "input" ? 0 : unit_of_value(value);
+  storage.last = storage.first;
+  all.push_back(storage);
+  share(value, {static_cast<int>(all.size()) - 1, 0, row_major_strides(shape_of(graph, value))});
+}
+
+void Storages::share(ValueId value, const Place& place) {
+  Storage& storage = all[place.storage];
+  storage.values.push_back(value);
+  const bool is_output = uses.is_output[value];
+  storage.is_shown = storage.is_shown || is_output || graph.producer(value).op == "input";
+  storage.last = std::max(storage.last, is_output ? static_cast<int>(units.size()) : unit_of_value(value));
+  for (NodeId consumer : uses.consumers[value]) storage.last = std::max(storage.last, unit_of[consumer]);
+  places[value] = place;
+}
+
+void Storages::place_results(const Node& node) {
+  const OpDef& op = op_of(node);
+  if (op.is_view) {
+    const ValueId from = node.operands[0], to = node.results[0];
+    // The parts of a split are only where their views can be as well.
+    share(to, {places[from].storage, places[from].offset,
+               *reshaped_strides(shape_of(graph, from), places[from].strides, shape_of(graph, to))});
+    return;
+  }
+  if (op.moves_parts) {
+    const Parts parts = parts_of(graph, node);
+    if (!parts.gathers) {
+      const Place whole = places[parts.whole];
+      for (const Part& part : parts.parts) {
+        if (!needs_storage(part.value)) continue;
+        const bool is_dense = is_row_major(shape_of(graph, part.value), whole.strides);
+        if (is_dense || consumers_accept(part.value, whole.strides))
+          share(part.value, {whole.storage,
+                             whole.offset + part.begin * whole.strides[parts.axis] *
+                                                size_of(graph.type(parts.whole).dtype),
+                             whole.strides});
+        else
+          add(part.value);
+      }
+      return;
+    }
+  }
+  for (ValueId result : node.results)
+    if (needs_storage(result)) add(result);
+}
+
+// Can the node read or write the value with these strides, which are not row-major?
+bool Storages::accepts(const Node& node, ValueId value, const std::vector<int64_t>& strides) const {
+  const OpDef& op = op_of(node);
+  if (op.moves_parts || op.is_state_access) return node.op != "input";
+  if (op.matmul) return is_batch_of_matrices(shape_of(graph, value), strides);
+  if (op.takes_strides) return !strides.empty() && strides.back() == 1;
+  if (!is_fusible(graph, node)) return false;
+  // The sums of a column kernel are written one after the other.
+  return graph.values[value].producer != static_cast<NodeId>(&node - graph.nodes.data()) ||
+         fusion_of(graph, node) != Fusion::kColumn;
+}
+
+bool Storages::consumers_accept(ValueId value, const std::vector<int64_t>& strides) const {
+  if (uses.is_output[value]) return false;
+  for (NodeId n : uses.consumers[value]) {
+    const Node& node = graph.nodes[n];
+    if (op_of(node).is_view) {
+      const ValueId view = node.results[0];
+      auto viewed = reshaped_strides(shape_of(graph, value), strides, shape_of(graph, view));
+      if (!viewed || !consumers_accept(view, *viewed)) return false;
+    } else if (!accepts(node, value, strides)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+void Storages::gather(const Node& concat) {
+  const Parts parts = parts_of(graph, concat);
+  const Place whole = places[parts.whole];
+  if (whole.storage == kNone) return;
+  for (const Part& part : parts.parts)
+    move_into(part.value,
+              {whole.storage,
+               whole.offset + part.begin * whole.strides[parts.axis] * size_of(graph.type(parts.whole).dtype),
+               whole.strides});
+}
+
+bool Storages::move_into(ValueId part, const Place& target) {
+  const int from = places[part].storage;
+  if (from == kNone || from == target.storage || !fills(part) || all[from].is_shown) return false;
+  const std::vector<int64_t> shape = shape_of(graph, part);
+  const bool is_dense = is_row_major(shape, target.strides);
+  std::vector<std::vector<int64_t>> strides;
+  for (ValueId value : all[from].values) {
+    const Node& producer = graph.producer(value);
+    if (producer.op == "read") return false;
+    if (is_dense) {
+      strides.push_back(places[value].strides);
+      continue;
+    }
+    if (!fills(value)) return false;
+    auto moved = reshaped_strides(shape, target.strides, shape_of(graph, value));
+    if (!moved || !consumers_accept(value, *moved)) return false;
+    if (!op_of(producer).is_view && !accepts(producer, value, *moved)) return false;
+    strides.push_back(std::move(*moved));
+  }
+  Storage moved = std::exchange(all[from], {});
+  for (size_t i = 0; i < moved.values.size(); ++i)
+    places[moved.values[i]] = {target.storage, target.offset + places[moved.values[i]].offset, strides[i]};
+  Storage& to = all[target.storage];
+  to.first = std::min(to.first, moved.first);
+  to.last = std::max(to.last, moved.last);
+  to.values.insert(to.values.end(), moved.values.begin(), moved.values.end());
+  return true;
+}
+
+bool Storages::overlap(const Place& a, ValueId a_value, const Place& b, ValueId b_value) const {
+  // Runs of bytes without gaps, the smallest distance between two, and where the first begins.
+  struct Runs {
+    int64_t bytes = 0, distance = 0;
+  };
+  auto runs = [&](const Place& place, ValueId value) {
+    const std::vector<int64_t> shape = shape_of(graph, value);
+    const int64_t size = size_of(graph.type(value).dtype);
+    Runs result{size, 0};
+    for (size_t axis = shape.size(); axis-- > 0;) {
+      if (shape[axis] == 1) continue;
+      if (result.distance == 0 && place.strides[axis] * size == result.bytes)
+        result.bytes *= shape[axis];
+      else if (result.distance == 0 || place.strides[axis] * size < result.distance)
+        result.distance = place.strides[axis] * size;
+    }
+    return result;
+  };
+  const Runs one = runs(a, a_value), other = runs(b, b_value);
+  if (one.distance == 0 && other.distance == 0)
+    return a.offset < b.offset + other.bytes && b.offset < a.offset + one.bytes;
+  if (one.distance != other.distance) return true;
+  // Columns of rows that are equally far apart.
+  const int64_t from = a.offset % one.distance, to = b.offset % one.distance;
+  if (from + one.bytes > one.distance || to + other.bytes > one.distance) return true;
+  return from < to + other.bytes && to < from + one.bytes;
+}
+
+bool Storages::is_last_use(int unit, ValueId value) const {
+  for (ValueId other : storage_of(value).values) {
+    if (!overlap(places[value], value, places[other], other)) continue;
+    if (unit_of_value(other) > unit) return false;
+    for (NodeId consumer : uses.consumers[other])
+      if (unit_of[consumer] > unit) return false;
+  }
+  return true;
+}
+
+bool Storages::is_free_before(int unit, ValueId value) const {
+  for (ValueId other : storage_of(value).values)
+    if (unit_of_value(other) < unit && overlap(places[value], value, places[other], other)) return false;
+  return true;
+}
+
+bool Storages::may_take_place(int unit, ValueId operand, ValueId result) const {
+  if (graph.type(operand) != graph.type(result)) return false;
+  const Unit& nodes = units[unit];
+  const int storage = places[operand].storage;
+  if (nodes.size() == 1) {
+    const Node& node = graph.nodes[nodes[0]];
+    const OpDef& op = op_of(node);
+    const int position = op.in_place_operand;
+    if (position >= 0 && result == node.results[0]) {
+      if (node.operands[position] != operand) return false;
+      for (size_t i = 0; i < node.operands.size(); ++i)
+        if (static_cast<int>(i) != position && node.operands[i] != kNone &&
+            places[node.operands[i]].storage == storage)
+          return false;
+      return true;
+    }
+  }
+  // A row kernel of one op stores its row after all reductions, looking at the same elements again.
+  const bool is_row = nodes.size() == 1 && is_fusible(graph, graph.nodes[nodes[0]]) &&
+                      fusion_of(graph, graph.nodes[nodes[0]]) == Fusion::kRow &&
+                      graph.nodes[nodes[0]].results.size() == 1;
+  for (NodeId n : nodes) {
+    const Node& node = graph.nodes[n];
+    if (!is_fusible(graph, node) || (fusion_of(graph, node) != Fusion::kPointwise && !is_row)) return false;
+    for (ValueId read : node.operands)
+      if (read != kNone && places[read].storage == storage &&
+          (graph.type(read) != graph.type(result) || places[read] != places[operand]))
+        return false;
+    for (ValueId written : node.results)
+      if (graph.type(written).shape != graph.type(result).shape) return false;
+  }
+  return true;
+}
+
+}  // namespace kumi
