@@ -8,6 +8,7 @@
 #include "graph/passes/infer.h"
 #include "graph/passes/memory.h"
 #include "graph/passes/optimizer.h"
+#include "graph/passes/recompute.h"
 #include "graph/passes/schedule.h"
 
 namespace kumi {
@@ -29,9 +30,10 @@ const std::vector<Pass>& pipeline() {
        "Will compute in bf16 with f32 master weights; does nothing yet: everything is computed as written.",
        "gradients are in the graph", "nothing", nullptr},
       {"recompute",
-       "Will choose what to compute again in the backward pass to save memory; does nothing yet: everything "
-       "is kept.",
-       "gradients are in the graph", "nothing", nullptr},
+       "With a memory limit that is too small for all activations: computes some of them again, right before "
+       "the backward node that needs them, chosen by bytes freed per work until the plan fits.",
+       "gradients are in the graph",
+       "the plan fits into the limit, if no later pass is given other options; Node::recomputed", recompute},
       {"optimizer",
        "Builds the training step: accumulators in 'gradient', and 'update' with clipping, schedule and "
        "AdamW.",

@@ -76,6 +76,7 @@ struct Origin {
 struct Annotations {
   int32_t group = -1;
   int32_t stream = 0;
+  bool recomputed = false;
   std::optional<Origin> origin;
 };
 

@@ -89,10 +89,12 @@ class GraphFuser {
     }
   }
 
+  // Of a recomputed node only the groups of other such nodes: next to what it takes from the forward
+  // part it would be computed, and kept, from there on.
   std::vector<int32_t> producer_groups(NodeId n) const {
     std::vector<int32_t> groups;
     for (ValueId operand : graph_.nodes[n].operands) {
-      if (operand == kNone) continue;
+      if (operand == kNone || (graph_.nodes[n].recomputed && !graph_.producer(operand).recomputed)) continue;
       int32_t group = group_of_[graph_.values[operand].producer];
       if (group != kNone && std::find(groups.begin(), groups.end(), group) == groups.end())
         groups.push_back(group);

@@ -13,6 +13,7 @@
 #include <map>
 
 #include "graph/op.h"
+#include "graph/planned_memory.h"
 #include "graph/reorder.h"
 #include "graph/uses.h"
 
@@ -128,8 +129,7 @@ class GraphMemory {
       if (!needs_storage(value)) continue;
       Buffer buffer;
       buffer.value = value;
-      int64_t bytes = byte_count(graph_.type(value));
-      buffer.bytes = (bytes + kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment;
+      buffer.bytes = buffer_bytes(graph_.type(value));
       // Inputs are copied in before the first unit runs.
       buffer.first = graph_.producer(value).op == "input" ? 0 : unit_of_[graph_.values[value].producer];
       buffer.last = last_use(value);
@@ -190,8 +190,11 @@ class GraphMemory {
 
 }  // namespace
 
-Module memory(Module module, const PlanOptions&) {
+Module memory(Module module, const PlanOptions& options) {
   for (Graph& graph : module.graphs) GraphMemory(&graph).run();
+  const PlannedMemory needed = planned_memory(module);
+  if (options.memory_limit > 0 && needed.total() > options.memory_limit)
+    throw exceeds_limit(needed, options.memory_limit, false);
   return module;
 }
 

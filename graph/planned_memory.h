@@ -1,0 +1,36 @@
+// What a plan takes of a device's memory: the storage of its states, and the one arena that all of its
+// graphs share. This is what the executor allocates, to the byte, and what a memory limit is about.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "graph/graph.h"
+
+namespace kumi {
+
+// The bytes of a value in an arena, or of a state: rounded up to kBufferAlignment (graph/passes/memory.h).
+// Throws Error if they do not fit into 63 bits.
+int64_t buffer_bytes(const Type& type);
+
+// Where each state's storage begins in their common block, and the size of the block, in bytes.
+struct StateLayout {
+  std::vector<int64_t> offsets;
+  int64_t bytes = 0;
+};
+StateLayout lay_out(const std::vector<State>& states);
+
+struct PlannedMemory {
+  int64_t states = 0;       // bytes
+  int64_t activations = 0;  // bytes of the largest arena
+
+  int64_t total() const { return states + activations; }
+};
+// Of a module that has passed `memory`.
+PlannedMemory planned_memory(const Module& module);
+
+// Says that a plan needs more than `limit` bytes and what to do; `recomputes`: even though everything
+// is computed again that can be.
+Error exceeds_limit(const PlannedMemory& needed, int64_t limit, bool recomputes);
+
+}  // namespace kumi
