@@ -108,7 +108,6 @@ class Summary {
       std::string layer;
       std::string part = found == parts.end() ? fold_layer(owner_of(state.name), &layer) : found->second;
       row(part).parameters += element_count(state.type.shape).number();
-      summary_.parameter_bytes += byte_count(state.type);
     }
   }
 

@@ -157,8 +157,8 @@ class Choice {
     for (size_t v = 0; v < graph_.values.size(); ++v) {
       const auto found = by_name.find(graph_.values[v].name);
       const bool is_view = op_of(graph_.producer(static_cast<ValueId>(v))).is_view;
-      const bool is_in_arena = found == by_name.end() ||
-                               (found->second->placement && found->second->placement->state.empty());
+      const bool is_in_arena =
+          found == by_name.end() || (found->second->placement && found->second->placement->state.empty());
       if (!is_view && is_in_arena) bytes_[v] = buffer_bytes(graph_.values[v].type);
     }
     for (const Output& output : planned.outputs) {
@@ -250,8 +250,8 @@ class Choice {
       if (live_[i] > live_[top]) top = i;
       if (!is_stuck[i] && (best == live_.size() || live_[i] > live_[best])) best = i;
     }
-    const bool is_near = best < live_.size() && static_cast<double>(live_[best]) >
-                                                    kNearHighest * static_cast<double>(live_[top]);
+    const bool is_near = best < live_.size() &&
+                         static_cast<double>(live_[best]) > kNearHighest * static_cast<double>(live_[top]);
     return is_near ? static_cast<NodeId>(best) : kNone;
   }
 
@@ -309,13 +309,13 @@ class Choice {
   const NodeId last_forward_;
   const NodeId end_;
   Kept kept_;
-  std::vector<NodeId> seen_;        // by node, scratch
-  NodeId mark_ = kNone;             // below kNone: never a moment
-  std::vector<bool> is_out_;        // by node: dropped, or refused
-  std::vector<int64_t> bytes_;      // by value; 0 for views and what lives in registers or states
-  std::vector<bool> is_output_;     // by value, after planning
-  std::vector<NodeId> forward_end_; // by value: its last use in the forward part
-  std::vector<double> work_;        // by node
+  std::vector<NodeId> seen_;         // by node, scratch
+  NodeId mark_ = kNone;              // below kNone: never a moment
+  std::vector<bool> is_out_;         // by node: dropped, or refused
+  std::vector<int64_t> bytes_;       // by value; 0 for views and what lives in registers or states
+  std::vector<bool> is_output_;      // by value, after planning
+  std::vector<NodeId> forward_end_;  // by value: its last use in the forward part
+  std::vector<double> work_;         // by node
   std::vector<NodeId> candidates_;
   // Of what is dropped so far:
   std::vector<int64_t> live_;       // by moment
@@ -371,8 +371,10 @@ class Rewriting {
 SplitGraph split_at_backward(const Module& module, const Graph& gradient) {
   std::vector<bool> needed(gradient.nodes.size(), false);
   for (const Output& output : gradient.outputs) {
-    const State* state = output.name.starts_with("grad.") ? module.find_state(output.name.substr(5)) : nullptr;
-    if (state == nullptr || state->kind != State::kWeight) needed[gradient.values[output.value].producer] = true;
+    const State* state =
+        output.name.starts_with("grad.") ? module.find_state(output.name.substr(5)) : nullptr;
+    if (state == nullptr || state->kind != State::kWeight)
+      needed[gradient.values[output.value].producer] = true;
   }
   SplitGraph split{&gradient, kNone};
   for (size_t n = gradient.nodes.size(); n-- > 0;) {
@@ -406,8 +408,8 @@ Graph with_recomputation(const SplitGraph& split, const std::vector<Drop>& drops
     std::vector<NodeId> missing;
     for (ValueId operand : graph.nodes[n].operands) {
       if (operand == kNone || !kept.is_forward(operand)) continue;
-      const std::vector<NodeId> more = kept.missing_for(
-          operand, [&](NodeId m) { return is_copied[m]; }, graph.nodes.size(), &seen, n);
+      const std::vector<NodeId> more =
+          kept.missing_for(operand, [&](NodeId m) { return is_copied[m]; }, graph.nodes.size(), &seen, n);
       missing.insert(missing.end(), more.begin(), more.end());
     }
     std::sort(missing.begin(), missing.end());
