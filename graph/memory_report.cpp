@@ -94,10 +94,16 @@ void describe_peak(const Graph& graph, MemoryReport* report) {
                    [](const LiveBuffers& a, const LiveBuffers& b) { return a.bytes > b.bytes; });
 }
 
-std::string percent(double share) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.1f%%", 100 * share);
-  return text;
+std::string recomputation_text(const MemoryReport& report) {
+  const double kept = report.flops - report.recomputed_flops;
+  char percent[32];
+  std::snprintf(percent, sizeof percent, "%.1f%%", kept > 0 ? 100 * report.recomputed_flops / kept : 0);
+  return concat(with_thousands(report.recomputed_nodes), " nodes recomputed, ", percent, " more FLOPs");
+}
+
+std::string right_aligned(const std::string& text) {
+  constexpr size_t kWidth = 8;  // of "63.1 GB"
+  return std::string(text.size() < kWidth ? kWidth - text.size() : 0, ' ') + text;
 }
 
 }  // namespace
@@ -128,6 +134,13 @@ MemoryReport report_memory(const Module& planned) {
   return report;
 }
 
+std::string memory_line(const MemoryReport& report) {
+  std::string text = concat(bytes_text(report.memory.activations), " activations, ",
+                            bytes_text(report.memory.states), " states");
+  if (report.recomputed_nodes > 0) text += concat("; ", recomputation_text(report));
+  return text;
+}
+
 std::string to_string(const MemoryReport& report, const MemoryReport* without) {
   const PlannedMemory& memory = report.memory;
   std::string text =
@@ -147,20 +160,18 @@ std::string to_string(const MemoryReport& report, const MemoryReport* without) {
   int64_t shown = 0;
   for (size_t i = 0; i < report.at_peak.size() && i < kShownGroups; ++i) {
     const LiveBuffers& group = report.at_peak[i];
-    text += concat("              ", bytes_text(group.bytes), "  ", group.op, group.count > 1 ? " x " : "",
-                   group.count > 1 ? std::to_string(group.count) : "", group.part.empty() ? "" : " in ",
-                   group.part, "\n");
+    text += concat("            ", right_aligned(bytes_text(group.bytes)), "  ", group.op,
+                   group.count > 1 ? " x " : "", group.count > 1 ? std::to_string(group.count) : "",
+                   group.part.empty() ? "" : " in ", group.part, "\n");
     shown += group.bytes;
   }
   if (report.at_peak.size() > kShownGroups) {
     int64_t rest = -shown;
     for (const LiveBuffers& group : report.at_peak) rest += group.bytes;
-    text += concat("              ", bytes_text(rest), "  others\n");
+    text += concat("            ", right_aligned(bytes_text(rest)), "  others\n");
   }
   if (report.recomputed_nodes > 0) {
-    const double own = report.flops - report.recomputed_flops;
-    text += concat("            recomputed: ", with_thousands(report.recomputed_nodes), " nodes, ",
-                   percent(own > 0 ? report.recomputed_flops / own : 0), " more FLOPs");
+    text += concat("            ", recomputation_text(report));
     if (without != nullptr)
       text += concat(", saving ", bytes_text(without->memory.activations - memory.activations), " of ",
                      bytes_text(without->memory.activations), " activations");
