@@ -1,14 +1,14 @@
-// Numbers as people read them.
+// Numbers as people read and write them: graph/quantity.h, and what only the command needs.
 #pragma once
 
 #include <cstdint>
 #include <string>
 
+#include "graph/quantity.h"
+
 namespace kumi {
 
-std::string with_thousands(int64_t number);  // "13,099,545,600"
-std::string bytes_text(int64_t bytes);       // "312 KB", "26.2 GB"
-// "2GiB", "1.5 GB", "4096": the inverse, for settings. Throws Error for anything else.
+// "2GiB", "1.5 GB", "4096": the inverse of bytes_text(), for settings. Throws Error for anything else.
 int64_t parse_bytes(const std::string& text);
 std::string duration_text(double seconds);  // "45s", "1m32s", "2h05m", "3d04h"
 

@@ -13,9 +13,11 @@
 #include "frontend/files.h"
 #include "frontend/human.h"
 #include "frontend/model_file.h"
+#include "frontend/process_memory.h"
 #include "frontend/progress.h"
 #include "frontend/stop_signals.h"
 #include "frontend/training_data.h"
+#include "graph/memory_report.h"
 #include "runtime/atomic_file.h"
 #include "runtime/checkpoint.h"
 #include "runtime/initialize.h"
@@ -62,6 +64,7 @@ class TrainingRun {
     make_plan_of_step();
     open_data();
     std::unique_ptr<Device> device = open_device(recipe_.device);
+    resident_before_ = resident_bytes();
     Executor executor(std::move(plan_), *device);
     executor.set_profiling(!request_.profile_file.empty());
     first_states(executor);
@@ -154,8 +157,7 @@ class TrainingRun {
                   static_cast<long long>(compiled.kernels), static_cast<long long>(compiled.distinct),
                   static_cast<long long>(compiled.cache_hits), compiled.seconds);
     say(concat("compiled  ", text));
-    say(concat("memory    ", bytes_text(executor.arena_bytes()), " activations, ",
-               bytes_text(executor.state_bytes()), " states"));
+    say(concat("memory    ", memory_line(report_memory(executor.plan().module))));
     say(concat("data      ", data_.description));
     if (data_.unigram_entropy)
       std::snprintf(text, sizeof text, "unigram entropy %.4f nats, ln(vocab) %.4f", *data_.unigram_entropy,
@@ -227,6 +229,10 @@ class TrainingRun {
     char text[64] = "";
     if (last_loss_) std::snprintf(text, sizeof text, ", loss %.4f", *last_loss_);
     say(concat("done: step ", steps_done(executor), text));
+    say(concat("memory    ", bytes_text(executor.state_bytes() + executor.arena_bytes()),
+               " allocated, as planned; the process has ", bytes_text(resident_bytes()), ", had ",
+               bytes_text(resident_before_), " before and ", bytes_text(peak_resident_bytes()),
+               " at its peak"));
     if (!recipe_.output.empty()) say(concat("run       ", recipe_.output.string()));
     if (!request_.export_file.empty()) {
       export_states(request_.export_file, State::kWeight, executor);
@@ -314,6 +320,7 @@ class TrainingRun {
   std::optional<Checkpoint> checkpoint_;
   Plan plan_;
   TrainingData data_;
+  int64_t resident_before_ = 0;  // bytes of the process when the executor was made
   int64_t batch_ = 0, seq_ = 0, vocab_ = 0, parameters_ = 0, steps_ = 0;
   std::optional<double> last_loss_;
 };

@@ -6,30 +6,14 @@
 #include <set>
 #include <unordered_map>
 
+#include "graph/names.h"
 #include "graph/op.h"
 #include "graph/passes/autodiff.h"
 #include "graph/pipeline.h"
+#include "graph/quantity.h"
 
 namespace kumi {
 namespace {
-
-bool is_number(const std::string& text) {
-  return !text.empty() && text.find_first_not_of("0123456789") == std::string::npos;
-}
-
-// "model.layers.layers.7.mlp" -> "model.layers.layers.*", and the number in `layer`.
-std::string fold(const std::string& scope, std::string* layer) {
-  for (size_t begin = 0; begin < scope.size();) {
-    size_t end = std::min(scope.find('.', begin), scope.size());
-    std::string segment = scope.substr(begin, end - begin);
-    if (is_number(segment)) {
-      *layer = segment;
-      return scope.substr(0, begin) + "*";
-    }
-    begin = end + 1;
-  }
-  return scope;
-}
 
 // The name of a weight's module: "lm_head" of "lm_head.weight".
 std::string owner_of(const std::string& weight) {
@@ -84,7 +68,7 @@ class Summary {
   std::string part_of(const Graph& graph, const Node& node) {
     if (!node.scope.empty()) {
       std::string layer;
-      std::string part = fold(node.scope, &layer);
+      std::string part = fold_layer(node.scope, &layer);
       if (!layer.empty()) layers_[part].insert(layer);
       return part;
     }
@@ -122,9 +106,8 @@ class Summary {
       if (state.kind != State::kWeight) continue;
       auto found = parts.find(state.name);
       std::string layer;
-      std::string part = found == parts.end() ? fold(owner_of(state.name), &layer) : found->second;
+      std::string part = found == parts.end() ? fold_layer(owner_of(state.name), &layer) : found->second;
       row(part).parameters += element_count(state.type.shape).number();
-      summary_.parameter_bytes += byte_count(state.type);
     }
   }
 
@@ -134,13 +117,6 @@ class Summary {
   std::map<std::string, std::set<std::string>> layers_;
   std::unordered_map<std::string, std::string> part_at_;
 };
-
-// 13099545600 -> "13,099,545,600".
-std::string with_commas(int64_t number) {
-  std::string text = std::to_string(number);
-  for (int i = static_cast<int>(text.size()) - 3; i > 0; i -= 3) text.insert(static_cast<size_t>(i), ",");
-  return text;
-}
 
 // 26.2e9 -> "26.2 G".
 std::string with_prefix(double number) {
@@ -167,7 +143,7 @@ std::string to_string(const CostSummary& summary) {
       {"part", "parameters", "forward FLOP/token", "backward FLOP/token", "bytes moved/token"}};
   auto add = [&](const CostRow& row, std::string name) {
     if (row.repeats > 1) name += concat(" (", row.repeats, " layers)");
-    lines.push_back({name, with_commas(row.parameters), with_prefix(row.forward_flops / summary.tokens),
+    lines.push_back({name, with_thousands(row.parameters), with_prefix(row.forward_flops / summary.tokens),
                      with_prefix(row.backward_flops / summary.tokens),
                      with_prefix((row.forward_bytes + row.backward_bytes) / summary.tokens) + "B"});
   };

@@ -27,7 +27,6 @@ struct CostSummary {
   CostRow total;
   // The product of the free sizes (batch * seq): FLOPs a token are flops / tokens.
   double tokens = 1;
-  int64_t parameter_bytes = 0;
   bool has_backward = false;
 };
 

@@ -111,6 +111,7 @@ class Drawing {
     for (const auto& [name, attribute] : node.attributes)
       tooltip += (tooltip.empty() ? "" : ", ") + name + " = " + to_string(attribute);
     if (node.group != kNone) tooltip += concat(tooltip.empty() ? "" : ", ", "group ", node.group);
+    if (node.recomputed) tooltip += concat(tooltip.empty() ? "" : ", ", "recomputed");
     if (node.location.known()) tooltip += (tooltip.empty() ? "" : "\n") + to_string(node.location);
     out_ << ", tooltip=" << escaped(tooltip) << "];\n";
   }

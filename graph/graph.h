@@ -57,6 +57,9 @@ struct Node {
   SourceLocation location;
   int32_t group = kNone;  // fused kernel group, set by `fuse`; nodes of one group are adjacent
   int32_t stream = 0;     // set by `schedule`
+  // Computes again what a node before it has computed already, so that the result need not be kept in
+  // between; set by `recompute`. Such a node is not equal to its original and does not move up to it.
+  bool recomputed = false;
 
   bool operator==(const Node&) const = default;
 };

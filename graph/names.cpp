@@ -1,5 +1,7 @@
 #include "graph/names.h"
 
+#include <algorithm>
+
 #include "graph/text.h"
 
 namespace kumi {
@@ -38,6 +40,19 @@ std::string to_value_name(std::string_view text) {
   if (name.empty() || !is_letter(name[0])) name.insert(0, "_");
   if (name.back() == '.') name.back() = '_';
   return name;
+}
+
+std::string fold_layer(const std::string& scope, std::string* layer) {
+  for (size_t begin = 0; begin < scope.size();) {
+    const size_t end = std::min(scope.find('.', begin), scope.size());
+    const std::string segment = scope.substr(begin, end - begin);
+    if (!segment.empty() && std::all_of(segment.begin(), segment.end(), is_digit)) {
+      if (layer != nullptr) *layer = segment;
+      return scope.substr(0, begin) + "*";
+    }
+    begin = end + 1;
+  }
+  return scope;
 }
 
 bool is_plain_name(std::string_view text) {

@@ -13,6 +13,10 @@ bool is_value_name(std::string_view text);
 // The value name nearest to any text: other characters become '_'.
 std::string to_value_name(std::string_view text);
 
+// Makes equal layers' scopes equal: "model.layers.layers.7.mlp" -> "model.layers.layers.*", and the number
+// in `layer` (if not null). A scope without a number stays as it is.
+std::string fold_layer(const std::string& scope, std::string* layer = nullptr);
+
 // Not empty, UTF-8, no control characters: what a state, graph, input or output may be called.
 bool is_plain_name(std::string_view text);
 

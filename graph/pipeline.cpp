@@ -11,6 +11,7 @@
 #include "graph/passes/merge.h"
 #include "graph/passes/optimizer.h"
 #include "graph/passes/precision.h"
+#include "graph/passes/recompute.h"
 #include "graph/passes/schedule.h"
 
 namespace kumi {
@@ -42,9 +43,10 @@ const std::vector<Pass>& pipeline() {
        "loss, weights and their gradients stay f32.",
        "gradients are in the graph", "casts where types meet", precision},
       {"recompute",
-       "Will choose what to compute again in the backward pass to save memory; does nothing yet: everything "
-       "is kept.",
-       "gradients are in the graph", "nothing", nullptr},
+       "With a memory limit that is too small for all activations: computes some of them again, right before "
+       "the backward node that needs them, chosen by bytes freed per work until the plan fits.",
+       "gradients are in the graph",
+       "the plan fits into the limit, if no later pass is given other options; Node::recomputed", recompute},
       {"optimizer",
        "Builds the training step: accumulators in 'gradient', and 'update' with clipping, schedule and "
        "AdamW.",

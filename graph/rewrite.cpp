@@ -98,8 +98,9 @@ Graph merge_equal_nodes(const Graph& graph) {
       if (operand != kNone) operand = replacement[operand];
     size_t hash = hash_of(node);
     auto [begin, end] = seen.equal_range(hash);
-    while (begin != end && !(begin->second.op == node.op && begin->second.operands == node.operands &&
-                             begin->second.attributes == node.attributes))
+    while (begin != end &&
+           !(begin->second.op == node.op && begin->second.operands == node.operands &&
+             begin->second.attributes == node.attributes && begin->second.recomputed == node.recomputed))
       ++begin;
     if (begin == end) {
       seen.emplace(hash, std::move(node));

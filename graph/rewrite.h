@@ -17,7 +17,8 @@ Graph select_nodes(const Graph& graph, const std::vector<bool>& keep,
 Graph remove_dead_nodes(const Graph& graph);
 
 // Of nodes with equal op, operands and attributes only the first stays, with its names, scope and
-// location. A read gives the state as it was at the beginning of the graph, so reads merge as well.
+// location; a recomputed node is equal to recomputed ones only. A read gives the state as it was at the
+// beginning of the graph, so reads merge as well.
 Graph merge_equal_nodes(const Graph& graph);
 
 // Moves the nodes from `first` on, which were appended to a finished graph, up to where they can run:

@@ -83,6 +83,7 @@ void write(const Node& node, proto::Node* out) {
   if (node.location != SourceLocation()) write(node.location, out->mutable_location());
   if (node.group != kNone) out->set_group(node.group);
   out->set_stream(node.stream);
+  out->set_recomputed(node.recomputed);
 }
 
 void write(const Graph& graph, proto::Graph* out) {
@@ -373,6 +374,7 @@ class Reader {
       node.group = in.group();
     }
     node.stream = in.stream();
+    node.recomputed = in.recomputed();
     return node;
   }
 

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <random>
@@ -265,6 +266,11 @@ MappedFile::MappedFile(fs::path path) : path_(std::move(path)) {
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), size_);
+}
+
+void MappedFile::release_pages(size_t begin, size_t size) const {
+  if (begin >= size_) return;
+  madvise(const_cast<std::byte*>(data_) + begin, std::min(size, size_ - begin), MADV_DONTNEED);
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept

@@ -125,6 +125,10 @@ class MappedFile {
   std::string_view text() const { return {reinterpret_cast<const char*>(data_), size_}; }
   const std::filesystem::path& path() const { return path_; }
 
+  // Takes bytes out of the process's memory; they are read again when they are used. `begin` is a
+  // multiple of the system's page size.
+  void release_pages(size_t begin, size_t size) const;
+
  private:
   std::filesystem::path path_;
   const std::byte* data_ = nullptr;

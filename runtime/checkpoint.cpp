@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <memory>
 #include <nlohmann/json.hpp>
 
 #include "runtime/atomic_file.h"
@@ -44,22 +45,31 @@ std::vector<std::pair<int64_t, fs::path>> list_checkpoints(const fs::path& direc
   return found;
 }
 
-std::string hash_of(const void* data, size_t size) {
+std::string to_text(XXH64_hash_t hash) {
   char text[17];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(XXH3_64bits(data, size)));
+  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash));
   return text;
 }
 
 std::string hash_of(const fs::path& path) {
+  // Piece by piece, since what is mapped and looked at counts as memory of the process.
+  constexpr size_t kPiece = size_t{4} << 20;
   MappedFile file(path);
-  return hash_of(file.data(), file.size());
+  const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(), &XXH3_freeState);
+  XXH3_64bits_reset(state.get());
+  for (size_t begin = 0; begin < file.size(); begin += kPiece) {
+    const size_t size = std::min(kPiece, file.size() - begin);
+    XXH3_64bits_update(state.get(), file.data() + begin, size);
+    file.release_pages(begin, size);
+  }
+  return to_text(XXH3_64bits_digest(state.get()));
 }
 
 // Of all that the description says but this.
 std::string hash_of_description(nlohmann::json json) {
   json.erase("hash");
   const std::string text = json.dump();
-  return hash_of(text.data(), text.size());
+  return to_text(XXH3_64bits(text.data(), text.size()));
 }
 
 // A file name without any directory: damaged information must not lead outside.

@@ -4,20 +4,11 @@
 #include <chrono>
 #include <cstring>
 
+#include "graph/passes/memory.h"
+#include "graph/planned_memory.h"
+
 namespace kumi {
 namespace {
-
-constexpr int64_t kAlignment = 64;
-
-int64_t add_bytes(int64_t a, int64_t b) {
-  int64_t sum = 0;
-  if (__builtin_add_overflow(a, b, &sum)) throw Error("the plan needs more than 2^63 bytes of memory");
-  return sum;
-}
-
-int64_t aligned(int64_t bytes) {
-  return add_bytes(bytes, kAlignment - 1) / kAlignment * kAlignment;
-}
 
 std::string described(DType dtype, const std::vector<int64_t>& shape) {
   return concat(to_string(dtype), to_string(shape));
@@ -84,15 +75,15 @@ Executor::Executor(Plan plan, Device& device)
 
 void Executor::allocate() {
   for (size_t i = 0; i < plan_.states.size(); ++i) {
-    const State& state = plan_.states[i];
-    if (!state.offset) throw Error(concat("the state ", quoted(state.name), " has no place in memory"));
-    state_index_.emplace(state.name, i);
-    state_bytes_ = std::max(state_bytes_, aligned(add_bytes(*state.offset, byte_count(state.type))));
+    if (!plan_.states[i].offset)
+      throw Error(concat("the state ", quoted(plan_.states[i].name), " has no place in memory"));
+    state_index_.emplace(plan_.states[i].name, i);
   }
+  state_bytes_ = state_bytes(plan_.states);
   for (const GraphPlan& graph : plan_.graphs) arena_bytes_ = std::max(arena_bytes_, graph.arena_bytes);
   auto allocate = [&](int64_t bytes, const char* what) {
     try {
-      return device_.allocate(static_cast<size_t>(std::max(bytes, kAlignment)));
+      return device_.allocate(static_cast<size_t>(std::max(bytes, kBufferAlignment)));
     } catch (Error& error) {
       throw error.while_doing(concat("allocating ", bytes, " bytes for ", what));
     }

@@ -32,28 +32,12 @@ constexpr size_t kMostMessages = 4;  // of one kernel; the first explains the re
 // Arguments as the clang driver would give them to its compiler proper. Defaults of that level that
 // we rely on: no errno from math functions, no trapping math, no exceptions, no unwind tables.
 std::vector<std::string> make_arguments() {
-  std::vector<std::string> arguments = {"-triple",
-                                        llvm::sys::getProcessTriple(),
-                                        "-emit-obj",
-                                        "-O3",
-                                        "-x",
-                                        "c++",
-                                        "-std=c++20",
-                                        "-ffp-contract=fast",
-                                        "-vectorize-loops",
-                                        "-vectorize-slp",
-                                        "-mrelocation-model",
-                                        "pic",
-                                        "-pic-level",
-                                        "2",
-                                        "-mframe-pointer=none",
-                                        "-nostdsysteminc",
-                                        "-nobuiltininc",
-                                        "-nostdinc++",
-                                        "-w",
-                                        "-fno-caret-diagnostics",
-                                        "-target-cpu",
-                                        llvm::sys::getHostCPUName().str()};
+  std::vector<std::string> arguments = {
+      "-triple", llvm::sys::getProcessTriple(), "-emit-obj", "-O3", "-x", "c++", "-std=c++20",
+      // Within a statement, so within one op: fusing does not change bits.
+      "-ffp-contract=on", "-vectorize-loops", "-vectorize-slp", "-mrelocation-model", "pic", "-pic-level",
+      "2", "-mframe-pointer=none", "-nostdsysteminc", "-nobuiltininc", "-nostdinc++", "-w",
+      "-fno-caret-diagnostics", "-target-cpu", llvm::sys::getHostCPUName().str()};
 #if defined(__x86_64__)
   arguments.push_back("-fveclib=libmvec");
 #endif

@@ -2,18 +2,18 @@
 #include <CLI/CLI.hpp>
 #include <iostream>
 #include <memory>
+#include <optional>
 
 #include "frontend/commands/commands.h"
 #include "frontend/commands/model_argument.h"
 #include "frontend/human.h"
 #include "frontend/model_file.h"
 #include "graph/cost_summary.h"
+#include "graph/memory_report.h"
 #include "graph/op.h"
 
 namespace kumi {
 namespace {
-
-constexpr int64_t kStateBytesPerParameter = 4 * sizeof(float);  // weight, gradient, two moments
 
 // 26.4e9 -> "26.4 G".
 std::string with_prefix(double number) {
@@ -46,16 +46,23 @@ const char* unit_of(const Module& module) {
   return "example";
 }
 
-void print_cost(const CostSummary& cost, const char* unit) {
+void print_flops(const CostSummary& cost, const char* unit) {
   const double forward = cost.total.forward_flops / cost.tokens;
   std::cout << "FLOPs       " << with_prefix(forward) << " a " << unit << " forward";
   if (cost.has_backward)
     std::cout << ", " << with_prefix(cost.total.backward_flops / cost.tokens) << " backward";
   std::cout << " (" << with_thousands(static_cast<int64_t>(cost.tokens)) << " " << unit << "s a run)\n";
-  std::cout << "memory      " << bytes_text(cost.parameter_bytes) << " parameters, "
-            << bytes_text(cost.total.parameters * kStateBytesPerParameter)
-            << " to train (weights, gradients and two moments in f32), without activations\n\n"
-            << to_string(cost);
+}
+
+// What the plan takes, and what it would take if nothing were computed again.
+void print_memory(const Module& module, PlanOptions options) {
+  const MemoryReport report = report_memory(run_pipeline(module, options));
+  std::optional<MemoryReport> without;
+  if (report.recomputed_nodes > 0 && !module.has_run("recompute")) {
+    options.memory_limit = 0;
+    without = report_memory(run_pipeline(module, options));
+  }
+  std::cout << to_string(report, without ? &*without : nullptr);
 }
 
 // Of a dump: what its passes have found out already.
@@ -75,10 +82,15 @@ int check(const ModelArgument& argument) {
   std::cout << "model       " << module.name << " (" << argument.path << ")\n";
   std::cout << "parameters  " << with_thousands(parameter_count(module)) << "\n";
   print_interface(module);
-  if (module.find_graph("forward") != nullptr && !module.has_run("fuse"))
-    print_cost(summarize_cost(module), unit_of(module));
-  else
+  if (module.find_graph("forward") != nullptr && !module.has_run("fuse")) {
+    const CostSummary cost = summarize_cost(module);
+    print_flops(cost, unit_of(module));
+    print_memory(module, opened.options);
+    std::cout << "\n" << to_string(cost);
+  } else {
     print_planned(module);
+    print_memory(module, opened.options);
+  }
   return kExitSuccess;
 }
 

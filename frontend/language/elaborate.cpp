@@ -318,7 +318,7 @@ std::optional<Value> Elaborator::dispatch(const Statement& statement, Frame& fra
 
 void Elaborator::assign(const Statement& statement, Frame& frame) {
   const Annotations& a = statement.annotations;
-  if (a.group != -1 || a.stream != 0 || a.origin)
+  if (a.group != -1 || a.stream != 0 || a.recomputed || a.origin)
     throw error(statement.place, "annotations (@) belong into the dump of a graph");
   const std::string wish = statement.targets.empty() ? "" : statement.targets[0].name;
   Value value = evaluate(*statement.value, frame, wish);

@@ -163,6 +163,7 @@ class FlatReader {
     node.location = location(s.annotations.origin);
     node.group = s.annotations.group;
     node.stream = s.annotations.stream;
+    node.recomputed = s.annotations.recomputed;
     const OpDef* op = nullptr;
     std::vector<Type> types;
     try {

@@ -339,6 +339,8 @@ class Parser : public ExpressionParser {
         a.group = small_integer("the number of a group");
       else if (accept_name("stream"))
         a.stream = small_integer("the number of a stream");
+      else if (accept_name("recomputed"))
+        a.recomputed = true;
       else if (is_name("from"))
         a.origin = origin();
       else

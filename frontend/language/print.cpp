@@ -140,6 +140,7 @@ class Printer {
     std::string annotations;
     if (node.group != kNone) annotations += concat(" group ", node.group);
     if (node.stream != 0) annotations += concat(" stream ", node.stream);
+    if (node.recomputed) annotations += " recomputed";
     annotations += origin(node.location);
     return annotations.empty() ? text : text + "  @" + annotations;
   }

@@ -77,6 +77,7 @@ struct Origin {
 struct Annotations {
   int32_t group = -1;
   int32_t stream = 0;
+  bool recomputed = false;
   std::optional<Origin> origin;
 };
 

@@ -82,6 +82,7 @@ class GraphFuser {
                       fusion_of(graph_, graph_.nodes[consumer]) == Fusion::kColumn;
         NodeId next = is_sum ? consumer : column_target_[consumer];
         single = single && next != kNone && (target == kNone || target == next) &&
+                 may_share_kernel(static_cast<NodeId>(n), consumer) &&
                  domain_of(consumer) == graph_.type(result).shape;
         target = next;
       }
@@ -89,10 +90,17 @@ class GraphFuser {
     }
   }
 
+  // What is computed again is not mixed with what is not. In a kernel of the forward part it would be
+  // computed, and kept, from there on; and all other kernels stay what they are without recomputation,
+  // to the bit.
+  bool may_share_kernel(NodeId a, NodeId b) const {
+    return graph_.nodes[a].recomputed == graph_.nodes[b].recomputed;
+  }
+
   std::vector<int32_t> producer_groups(NodeId n) const {
     std::vector<int32_t> groups;
     for (ValueId operand : graph_.nodes[n].operands) {
-      if (operand == kNone) continue;
+      if (operand == kNone || !may_share_kernel(n, graph_.values[operand].producer)) continue;
       int32_t group = group_of_[graph_.values[operand].producer];
       if (group != kNone && std::find(groups.begin(), groups.end(), group) == groups.end())
         groups.push_back(group);

@@ -21,6 +21,7 @@
 #include "graph/parts.h"
 #include "graph/passes/state_layout.h"
 #include "graph/passes/storage.h"
+#include "graph/planned_memory.h"
 
 namespace kumi {
 namespace {
@@ -215,8 +216,8 @@ class GraphMemory {
   // units of the plan, on both sides.
   bool saves_memory(ValueId moved, ValueId target) const {
     const Storage &own = storages_.storage_of(moved), &other = storages_.storage_of(target);
-    const int longer = std::max(own.last, other.last) - std::min(own.first, other.first) -
-                       (other.last - other.first);
+    const int longer =
+        std::max(own.last, other.last) - std::min(own.first, other.first) - (other.last - other.first);
     return static_cast<double>(own.bytes) * (own.last - own.first + 1) >=
            static_cast<double>(other.bytes) * longer;
   }
@@ -227,7 +228,7 @@ class GraphMemory {
       if (storage.values.empty() || state_of_[s]) continue;
       Buffer buffer;
       buffer.storage = static_cast<int>(s);
-      buffer.bytes = (storage.bytes + kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment;
+      buffer.bytes = aligned_bytes(storage.bytes);
       buffer.first = storage.first;
       buffer.last = storage.last;
       buffers_.push_back(buffer);
@@ -302,6 +303,9 @@ class GraphMemory {
 Module memory(Module module, const PlanOptions& options) {
   lay_out_states(&module, kBufferAlignment);
   for (Graph& graph : module.graphs) GraphMemory(&graph, module, options.is_enabled("in_place")).run();
+  const PlannedMemory needed = planned_memory(module);
+  if (options.memory_limit > 0 && needed.total() > options.memory_limit)
+    throw exceeds_limit(needed, options.memory_limit, false);
   return module;
 }
 

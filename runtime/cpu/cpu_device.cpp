@@ -2,6 +2,7 @@
 // OpenMP team of threads (libgomp's, which oneDNN uses as well, so that threads never wait for those
 // of another pool). Objects of one device may be prepared in parallel but run one at a time.
 #include <dnnl_config.h>
+#include <malloc.h>
 #include <omp.h>
 
 #include <algorithm>
@@ -181,6 +182,11 @@ std::vector<std::unique_ptr<Callable>> CpuDevice::compile(const std::vector<Kern
       failure = std::move(one.error);
   }
   if (failure) throw *failure;
+
+  // What the compiler freed, and all before it, stays with the allocator unless it is told.
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 
   std::vector<std::unique_ptr<Callable>> callables;
   for (const Kernel& kernel : kernels)

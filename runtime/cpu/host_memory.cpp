@@ -46,7 +46,7 @@ HostMemory::~HostMemory() {
 void* HostMemory::allocate(size_t bytes) {
   auto fail = [&](const std::string& why) {
     throw Error(concat("cannot allocate ", readable(bytes), " of memory: ", why))
-        .hint("a smaller batch or a shorter sequence needs less");
+        .hint("a smaller batch or a shorter sequence needs less; so does training under a memory_limit");
   };
   size_t available = machine_bytes();
   if (bytes > available) fail(concat("the machine has ", readable(available)));

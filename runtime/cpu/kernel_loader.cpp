@@ -6,6 +6,7 @@
 #include <llvm/Support/TargetSelect.h>
 
 #include <atomic>
+#include <mutex>
 #include <utility>
 
 #include "graph/error.h"
@@ -27,6 +28,9 @@ Error to_error(const std::string& what, llvm::Error failure) {
 struct KernelLoader::State {
   std::unique_ptr<llvm::orc::LLJIT> jit;
   std::atomic<int64_t> count = 0;  // of objects so far, to name them
+  // Linking is one at a time: two that are the first to need a function of a library both define it,
+  // which LLVM takes for an error.
+  std::mutex linking;
 
   void add_library(const char* name) {
     auto generator =
@@ -70,6 +74,7 @@ std::shared_ptr<LoadedObject> KernelLoader::load(const std::string& object) {
         throw to_error("cannot load a kernel", std::move(failure));
     }
     void* function(const std::string& symbol) override {
+      const std::lock_guard lock(state_->linking);
       auto address = state_->jit->lookup(*library_, symbol);
       if (!address) throw to_error(concat("cannot link the function '", symbol, "'"), address.takeError());
       return address->toPtr<void*>();

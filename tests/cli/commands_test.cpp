@@ -63,6 +63,19 @@ TEST(CommandLine, ChecksEveryModelAndTellsItsSize) {
       "840");
 }
 
+TEST(CommandLine, ChecksTellThePlannedMemory) {
+  const std::string recipe = kModels + "plamo-tiny.txtpb";
+  const std::string all = succeed({"check", recipe});
+  expect_contains(all, "memory      294 MB planned: 122 MB states, ");
+  EXPECT_EQ(all.find("recomputed"), std::string::npos) << all;
+  const std::string limited = succeed({"check", recipe, "--set", "memory_limit=250MB"});
+  expect_contains(limited, " nodes recomputed, ");
+  expect_contains(limited, " activations\n");
+  const CommandResult result = run_kumi({"check", recipe, "--set", "memory_limit=100MB"});
+  EXPECT_EQ(result.status, 1) << result.description();
+  expect_contains(result.err, "the states alone do not fit");
+}
+
 TEST(CommandLine, ReportsAnOutputThatCannotBeWritten) {
   const CommandResult result =
       Process({"/bin/sh", "-c", kumi_binary().string() + " check " + kModels + "plamo.kumi > /dev/full"})

@@ -9,6 +9,10 @@
 #include <random>
 #include <thread>
 
+#include "frontend/model_file.h"
+#include "frontend/training_run.h"
+#include "graph/planned_memory.h"
+#include "ops/all_ops.h"
 #include "runtime/atomic_file.h"
 #include "tests/support/json_lines.h"
 #include "tests/support/run_command.h"
@@ -100,6 +104,24 @@ TEST_F(Train, LearnsAndKeepsTheNewestCheckpoints) {
   EXPECT_TRUE(fs::exists(folder_ / "run" / "tensorboard"));
   for (const char* line : {"model     plamo", "parameters", "unigram entropy", "ln(vocab)", "done: step 40"})
     expect_contains(result.out, line);
+}
+
+TEST_F(Train, GivesTheSameBitsUnderAMemoryLimit) {
+  register_all_ops();
+  const Recipe recipe = load_recipe(recipe_);
+  const PlannedMemory memory =
+      planned_memory(run_pipeline(load_model(recipe.model, recipe.settings), training_options(recipe)));
+  const int64_t limit = memory.total() - memory.activations / 20;
+  const std::vector<std::string> limited = {"--set", concat("memory_limit=", limit)};
+  succeed("reference");
+  const CommandResult result = train("limited", limited);
+  ASSERT_EQ(result.status, 0) << result.description();
+  expect_contains(result.out, " nodes recomputed, ");
+  expect_contains(result.out, " allocated, as planned; the process has ");
+  expect_same_run("limited", "reference");
+  const CommandResult without = train("impossible", {"--set", concat("memory_limit=", memory.states)});
+  EXPECT_EQ(without.status, 1) << without.description();
+  expect_contains(without.err, "the memory limit");
 }
 
 TEST_F(Train, GivesTheSameBitsTwiceAndWithAnyNumberOfThreads) {

@@ -329,6 +329,7 @@ TEST(Print, KeepsOddNames) {
   module.graphs[0].nodes[6].location = {};
   module.graphs[0].nodes[3].group = 2;
   module.graphs[0].nodes[3].stream = 5;
+  module.graphs[0].nodes[3].recomputed = true;
   expect_round_trip(module);
 }
 
