@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "graph/passes/autodiff.h"
+#include "graph/passes/decode.h"
 #include "graph/passes/fuse.h"
 #include "graph/passes/infer.h"
 #include "graph/passes/memory.h"
@@ -19,6 +20,11 @@ const std::vector<Pass>& pipeline() {
        "unused ones.",
        "a module from the language, with sizes that may be symbolic",
        "all sizes are numbers; no node is dead, no two are equal", infer},
+      {"decode",
+       "For writing text: turns the graph 'forward' into 'prefill', a chunk of the prompt, and 'decode', one "
+       "more token, both over a cache of attention's keys and values.",
+       "tokens: i32[batch, seq] alone give the output logits; positions meet in causal attention only",
+       "graphs 'prefill' and 'decode' that share weights and cache; seq is the cache's capacity", decode},
       {"autodiff",
        "Turns the graph 'forward' into 'gradient': its nodes, then the gradients of the loss, built by the "
        "ops' rules.",
@@ -113,7 +119,13 @@ void check_history(const Module& module) {
 // What earlier passes decided cannot be changed any more by other options.
 void check_goal(const Module& module, const PlanOptions& options) {
   const char* missing = nullptr;
-  if (options.goal != Goal::kForward && module.has_run("autodiff") &&
+  const bool has_gradients = options.goal == Goal::kGradient || options.goal == Goal::kTrain;
+  const bool decodes = module.find_graph("decode") != nullptr;
+  if (options.goal == Goal::kDecode && module.has_run("decode") && !decodes)
+    missing = "decode";
+  else if (options.goal != Goal::kDecode && decodes)
+    missing = has_gradients ? "gradient" : "forward";
+  else if (has_gradients && module.has_run("autodiff") &&
       module.find_graph("gradient") == nullptr)
     missing = "gradient";
   else if (options.goal == Goal::kTrain && module.has_run("optimizer") &&

@@ -32,6 +32,7 @@ enum class Goal : uint8_t {
   kForward,   // outputs only
   kGradient,  // outputs and grad.<weight>
   kTrain,     // a training step: gradient and update graphs
+  kDecode,    // logits of a text that grows: graphs prefill and decode over a cache (graph/passes/decode.h)
 };
 
 // In which type products are computed (graph/passes/precision.h).
@@ -55,6 +56,7 @@ struct PlanOptions {
   Precision precision = Precision::kF32;
   // Bytes that states and arena together may take; 0: no limit. What `recompute` aims at.
   int64_t memory_limit = 0;
+  int64_t prefill_chunk = 64;  // tokens of one run of `prefill`, no more than the text may have
   std::set<std::string> disabled;  // names of optimizations()
 
   bool is_enabled(const std::string& optimization) const { return disabled.count(optimization) == 0; }
@@ -71,7 +73,7 @@ struct Pass {
   std::function<Module(Module, const PlanOptions&)> run;
 };
 
-// All passes in order: infer, autodiff, precision, recompute, optimizer, shard, quantize_comm,
+// All passes in order: infer, decode, autodiff, precision, recompute, optimizer, shard, quantize_comm,
 // fuse, schedule, memory, codegen.
 const std::vector<Pass>& pipeline();
 const Pass& find_pass(const std::string& name);  // throws Error with "did you mean"

@@ -21,6 +21,7 @@ AttentionShape attention_shape(const std::vector<int64_t>& q, const std::vector<
   shape.heads = q[1];
   shape.kv_heads = k[1];
   shape.seq = q[2];
+  shape.key_seq = k[2];
   shape.head_dim = q[3];
   shape.causal = bool_attribute(attributes, "causal");
   shape.groups =

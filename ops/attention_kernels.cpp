@@ -26,10 +26,10 @@ struct Blocks {
 
   explicit Blocks(const AttentionShape& shape) {
     int64_t fitting = std::max(kTileRows, kBlockFloats / shape.head_dim / kTileRows * kTileRows);
-    keys = std::min(kLargestBlock, round_up(shape.seq, kTileRows));
-    queries = std::min(keys, fitting);
+    keys = std::min(kLargestBlock, round_up(shape.key_seq, kTileRows));
+    queries = std::min({kLargestBlock, round_up(shape.seq, kTileRows), fitting});
     query_blocks = (shape.seq + queries - 1) / queries;
-    key_blocks = (shape.seq + keys - 1) / keys;
+    key_blocks = (shape.key_seq + keys - 1) / keys;
   }
 };
 
@@ -87,6 +87,7 @@ class BlockWriter {
   const AttentionShape& s;
   const Blocks blocks;
   const bool whole_queries;  // no block of queries is cut off by the sequence's end
+  Expr position = 0;  // of query 0 among the keys
   Expr first_query, queries;
   Expr first_key, keys;
 
@@ -98,12 +99,12 @@ class BlockWriter {
 
   // Blocks of keys that the block of queries sees.
   Expr key_block_count() const {
-    return s.causal ? (first_query + queries - 1) / blocks.keys + 1 : Expr(blocks.key_blocks);
+    return s.causal ? (position + first_query + queries - 1) / blocks.keys + 1 : Expr(blocks.key_blocks);
   }
 
   void begin_keys(Expr block) {
     first_key = k.let("first_key", block * blocks.keys);
-    Expr end = s.causal ? first_query + queries : Expr(s.seq);
+    Expr end = s.causal ? position + first_query + queries : Expr(s.key_seq);
     keys = k.let("keys", minimum(Expr(blocks.keys), end - first_key));
   }
 
@@ -133,7 +134,7 @@ class BlockWriter {
     p.c_row = [&](Expr j) { return j * blocks.queries; };
     p.b_row = [&](Expr x) { return x * blocks.queries; };
     p.a = [&](Expr j, Expr x) {
-      Expr inside = s.seq % kTileRows == 0 ? j : minimum(j, keys - 1);
+      Expr inside = s.key_seq % kTileRows == 0 ? j : minimum(j, keys - 1);
       return matrix[base + (first_key + inside) * s.head_dim + x];
     };
     p.begin = 0;
@@ -146,9 +147,9 @@ class BlockWriter {
   // -infinity where a query must not see a key.
   void mask(const Buffer& scores) {
     if (!s.causal) return;
-    k.if_(first_key + keys > first_query + 1, [&] {
+    k.if_(first_key + keys > position + first_query + 1, [&] {
       k.loop(0, keys, LoopKind::kSerial, [&](Expr j) {
-        Expr first_seeing = k.let("first_seeing", first_key + j - first_query);
+        Expr first_seeing = k.let("first_seeing", first_key + j - (position + first_query));
         each(blocks.queries, [&](Expr r) {
           Expr i = j * blocks.queries + r;
           k.store(scores, i, select(r < first_seeing, Expr(-INFINITY), scores[i]));
@@ -170,7 +171,8 @@ class BlockWriter {
     k.loop(0, blocks.queries / kTileRows, LoopKind::kSerial, [&](Expr tile) {
       Expr row = k.let("row", tile * kTileRows);
       // Keys after the tile's last query are masked for all of its rows.
-      p.end = s.causal ? k.let("seen", minimum(keys, first_query + row + kTileRows - first_key)) : keys;
+      p.end = s.causal ? k.let("seen", minimum(keys, position + first_query + row + kTileRows - first_key))
+                       : keys;
       multiply_rows(k, p, row, kTileRows);
     });
   }
@@ -213,13 +215,19 @@ void lower_attention(KernelLowering& lowering, const AttentionShape& shape) {
   const int64_t n = w.blocks.queries, head_dim = shape.head_dim;
   Buffer q = lowering.operand_buffer(0), keys = lowering.operand_buffer(1),
          values = lowering.operand_buffer(2);
-  Buffer result = lowering.result_buffer(0), lse = lowering.result_buffer(1);
-  int64_t work = 4 * shape.batch * shape.heads * shape.seq * shape.seq * head_dim / (shape.causal ? 2 : 1);
+  const bool at_position = lowering.has_operand(3);
+  Buffer position, lse;
+  if (at_position) position = lowering.operand_buffer(3);
+  Buffer result = lowering.result_buffer(0);
+  if (!at_position) lse = lowering.result_buffer(1);
+  int64_t work =
+      4 * shape.batch * shape.heads * shape.seq * shape.key_seq * head_dim / (shape.causal ? 2 : 1);
 
   k.parallel(shape.batch * shape.heads * w.blocks.query_blocks, work, [&](Expr task) {
     Expr head = k.let("head", task / w.blocks.query_blocks);  // over the batch: batch * heads + head
     Expr kv = head / shape.heads * shape.kv_heads + shape.kv_head(head % shape.heads);
-    Expr kv_base = k.let("kv_base", kv * (shape.seq * head_dim));
+    Expr kv_base = k.let("kv_base", kv * (shape.key_seq * head_dim));
+    if (at_position) w.position = k.let("position", cast(DType::I64, position[0]));
     w.begin_queries(task % w.blocks.query_blocks);
     Expr row_base = k.let("row_base", head * shape.seq + w.first_query);
     Expr base = k.let("base", row_base * head_dim);
@@ -270,7 +278,7 @@ void lower_attention(KernelLowering& lowering, const AttentionShape& shape) {
       Expr inverse = k.let("inverse", Expr(1.0) / total[r]);
       w.each(head_dim,
              [&](Expr x) { k.store(result, base + r * head_dim + x, sums[r * head_dim + x] * inverse); });
-      k.store(lse, row_base + r, largest[r] + log(total[r]));
+      if (!at_position) k.store(lse, row_base + r, largest[r] + log(total[r]));
     });
   });
 }

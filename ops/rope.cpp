@@ -1,6 +1,7 @@
 // Rotary position embedding (Su et al. 2021, arXiv:2104.09864), in the rotate-half form of GPT-NeoX and
 // LLaMA: element i of a head is paired with element i + d/2, and the pair is rotated by the angle
-// position * base^(-2i/d), where the position is the index on the axis before the last:
+// position * base^(-2i/d), where the position is the index on the axis before the last, counted from the
+// operand `position` where there is one:
 //   y[i]       = x[i] cos - x[i + d/2] sin
 //   y[i + d/2] = x[i + d/2] cos + x[i] sin
 // Angles, sines and cosines are computed in double precision, once a position and for all heads, so
@@ -22,15 +23,20 @@ std::vector<Type> infer_rope(const InferContext& context) {
     context.fail(
         concat("the last axis must be even, since its halves are paired: ", x.shape.back().display()));
   if (float_attribute(context.attributes, "base") <= 0) context.fail("'base' must be positive");
+  if (context.has(1) && context.operand(1) != Type{DType::I32, {}})
+    context.fail(concat("'position' needs the type i32[], found ", display(context.operand(1))));
   return {x};
 }
 
 std::vector<ValueId> gradient_of_rope(GradientContext& context) {
   // A rotation's adjoint is the rotation back.
   const Attributes& attributes = context.node.attributes;
-  return {context.builder.call(
-      "rope", {context.gradient()},
-      {{"base", float_attribute(attributes, "base")}, {"inverse", !bool_attribute(attributes, "inverse")}})};
+  std::vector<ValueId> operands = context.node.operands, gradients(operands.size(), kNone);
+  operands[0] = context.gradient();
+  gradients[0] = context.builder.call(
+      "rope", operands,
+      {{"base", float_attribute(attributes, "base")}, {"inverse", !bool_attribute(attributes, "inverse")}});
+  return gradients;
 }
 
 void lower_rope(KernelLowering& lowering) {
@@ -41,9 +47,13 @@ void lower_rope(KernelLowering& lowering) {
   for (size_t i = 0; i + 2 < shape.size(); ++i) heads *= shape[i];
   double log_base = std::log(float_attribute(lowering.attributes(), "base"));
   double direction = bool_attribute(lowering.attributes(), "inverse") ? -1 : 1;
-  Buffer x = lowering.operand_buffer(0), y = lowering.result_buffer(0);
+  Buffer x = lowering.operand_buffer(0), y = lowering.result_buffer(0), first_position;
+  if (lowering.has_operand(1)) first_position = lowering.operand_buffer(1);
 
-  k.parallel(seq, 4 * seq * heads * head_dim, [&](Expr position) {
+  k.parallel(seq, 4 * seq * heads * head_dim, [&](Expr row_index) {
+    Expr position = row_index;
+    if (lowering.has_operand(1))
+      position = k.let("position", position + cast(DType::I64, first_position[0]));
     Buffer cosine = k.array("cosine", DType::F32, half), sine = k.array("sine", DType::F32, half);
     k.loop(0, half, LoopKind::kVector, [&](Expr i) {
       Expr exponent = cast(DType::F64, i) * f64(-2 * log_base / static_cast<double>(head_dim));
@@ -52,7 +62,7 @@ void lower_rope(KernelLowering& lowering) {
       k.store(sine, i, cast(DType::F32, sin(angle) * f64(direction)));
     });
     k.loop(0, heads, LoopKind::kSerial, [&](Expr head) {
-      Expr row = k.let("row", (head * seq + position) * head_dim);
+      Expr row = k.let("row", (head * seq + row_index) * head_dim);
       k.loop(0, half, LoopKind::kVector, [&](Expr i) {
         Expr first = k.let("first", x[row + i]), second = k.let("second", x[row + i + half]);
         k.store(y, row + i, first * cosine[i] - second * sine[i]);
@@ -66,11 +76,12 @@ void reference_rope(const ReferenceContext& context) {
   const ReferenceTensor& x = context.operand(0);
   double base = float_attribute(context.node.attributes, "base");
   double direction = bool_attribute(context.node.attributes, "inverse") ? -1 : 1;
+  double first_position = context.has(1) ? context.operand(1).data[0] : 0;
   int64_t head_dim = x.shape.back(), half = head_dim / 2, seq = x.shape[x.shape.size() - 2];
   for (int64_t row = 0; row < x.size() / head_dim; ++row)
     for (int64_t i = 0; i < half; ++i) {
       double frequency = std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
-      double angle = direction * static_cast<double>(row % seq) * frequency;
+      double angle = direction * (first_position + static_cast<double>(row % seq)) * frequency;
       double first = x.data[row * head_dim + i], second = x.data[row * head_dim + i + half];
       context.result().data[row * head_dim + i] = first * std::cos(angle) - second * std::sin(angle);
       context.result().data[row * head_dim + i + half] = second * std::cos(angle) + first * std::sin(angle);
@@ -87,8 +98,9 @@ void register_rope_ops() {
           "Rotary position embedding, rotate-half (Su et al. 2021, arXiv:2104.09864): the pair of elements i "
           "and "
           "i + d/2 of the last axis (of size d, even) is rotated by the angle position * base^(-2i/d); the "
-          "position is the index on the axis before the last.",
-      .operands = {{"x", "[..., seq, head_dim], any floating type"}},
+          "position is the index on the axis before the last, counted from the operand `position`.",
+      .operands = {{"x", "[..., seq, head_dim], any floating type"},
+                   {"position", "i32[], of the first element of the axis; 0 where it is left out", true}},
       .attributes =
           {{"base", AttributeKind::kFloat, "wavelengths go from 2 pi to 2 pi base", Attribute(10000.0), {}},
            {"inverse", AttributeKind::kBool, "rotate by the negated angle", Attribute(false), {}}},

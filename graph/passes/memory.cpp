@@ -6,7 +6,8 @@
 // Views share their operand's place. Everything else gets an interval [first unit, last unit] and an
 // offset in the arena such that buffers alive at the same time do not overlap.
 // In place is allowed when no unit after the producing one reads the old value, and the producing
-// unit itself reads it element by element at the place it writes.
+// unit itself reads it element by element at the place it writes, or leaves it there but for what it
+// writes (OpDef::in_place_operand).
 #include "graph/passes/memory.h"
 
 #include <algorithm>
@@ -91,9 +92,18 @@ class GraphMemory {
                       !is_inlined_constant(graph_, uses_, value);
       for (ValueId read : reads[state])
         in_place = in_place && last_use(read) <= unit &&
-                   (last_use(read) < unit || reads_by_element(unit, read, value));
+                   (last_use(read) < unit || reads_by_element(unit, read, value) || continues(producer, read));
       if (in_place) graph_.values[value].placement = Placement{state, 0};
     }
+  }
+
+  // Is `old` what the node changes a part of, and nothing else to it?
+  bool continues(const Node& node, ValueId old) const {
+    const std::optional<size_t> changed = op_of(node).in_place_operand;
+    if (!changed) return false;
+    for (size_t i = 0; i < node.operands.size(); ++i)
+      if (node.operands[i] != kNone && (root(node.operands[i]) == old) != (i == *changed)) return false;
+    return true;
   }
 
   // Does the unit read `old` only at the element of `result` that it computes?
