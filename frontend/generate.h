@@ -37,10 +37,10 @@ struct GenerationOptions {
 
 // Of the last run.
 struct GenerationStatistics {
-  int64_t prompt_tokens = 0;   // of the prompt, in the window
-  double prompt_seconds = 0;   // until the first token could be chosen
-  int64_t tokens = 0;          // computed after that
-  double seconds = 0;          // for these
+  int64_t prompt_tokens = 0;  // of the prompt, in the window
+  double prompt_seconds = 0;  // until the first token could be chosen
+  int64_t tokens = 0;         // computed after that
+  double seconds = 0;         // for these
 
   double tokens_per_second() const { return seconds > 0 ? static_cast<double>(tokens) / seconds : 0; }
 };

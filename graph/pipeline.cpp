@@ -125,8 +125,7 @@ void check_goal(const Module& module, const PlanOptions& options) {
     missing = "decode";
   else if (options.goal != Goal::kDecode && decodes)
     missing = has_gradients ? "gradient" : "forward";
-  else if (has_gradients && module.has_run("autodiff") &&
-      module.find_graph("gradient") == nullptr)
+  else if (has_gradients && module.has_run("autodiff") && module.find_graph("gradient") == nullptr)
     missing = "gradient";
   else if (options.goal == Goal::kTrain && module.has_run("optimizer") &&
            module.find_graph("update") == nullptr)

@@ -56,7 +56,7 @@ struct PlanOptions {
   Precision precision = Precision::kF32;
   // Bytes that states and arena together may take; 0: no limit. What `recompute` aims at.
   int64_t memory_limit = 0;
-  int64_t prefill_chunk = 64;  // tokens of one run of `prefill`, no more than the text may have
+  int64_t prefill_chunk = 64;      // tokens of one run of `prefill`, no more than the text may have
   std::set<std::string> disabled;  // names of optimizations()
 
   bool is_enabled(const std::string& optimization) const { return disabled.count(optimization) == 0; }

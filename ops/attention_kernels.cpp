@@ -87,7 +87,7 @@ class BlockWriter {
   const AttentionShape& s;
   const Blocks blocks;
   const bool whole_queries;  // no block of queries is cut off by the sequence's end
-  Expr position = 0;  // of query 0 among the keys
+  Expr position = 0;         // of query 0 among the keys
   Expr first_query, queries;
   Expr first_key, keys;
 

@@ -60,8 +60,7 @@ void lower_dynamic_slice(KernelLowering& k) {
 
 void reference_dynamic_slice(const ReferenceContext& context) {
   const ReferenceTensor& x = context.operand(0);
-  const int64_t axis =
-      axis_attribute(context.node.attributes, "axis", static_cast<int>(x.shape.size()));
+  const int64_t axis = axis_attribute(context.node.attributes, "axis", static_cast<int>(x.shape.size()));
   for (int64_t i = 0; i < context.result().size(); ++i) {
     std::vector<int64_t> index = index_at(i, context.result().shape);
     index[axis] += static_cast<int64_t>(context.operand(1).data[0]);
@@ -127,8 +126,7 @@ void lower_cache_update(KernelLowering& lowering) {
 void reference_cache_update(const ReferenceContext& context) {
   const ReferenceTensor& piece = context.operand(1);
   ReferenceTensor& cache = context.result();
-  const int64_t axis =
-      axis_attribute(context.node.attributes, "axis", static_cast<int>(cache.shape.size()));
+  const int64_t axis = axis_attribute(context.node.attributes, "axis", static_cast<int>(cache.shape.size()));
   cache.data = context.operand(0).data;
   for (int64_t i = 0; i < piece.size(); ++i) {
     std::vector<int64_t> index = index_at(i, piece.shape);
@@ -185,7 +183,8 @@ std::vector<Type> infer_attention_cached(const InferContext& context) {
   for (size_t i = 0; i < 3; ++i) {
     context.require_dtype(i, DType::F32);
     if (context.operand(i).rank() != 4)
-      context.fail(concat("'", kNames[i], "' needs the axes [batch, heads, seq or capacity, head_dim], found ",
+      context.fail(concat("'", kNames[i],
+                          "' needs the axes [batch, heads, seq or capacity, head_dim], found ",
                           display(context.operand(i))));
   }
   require_position(context, 3);
@@ -249,8 +248,7 @@ void register_attention_cached() {
             // With the cache half full.
             const std::vector<int64_t> q = numbers(graph.type(node.operands[0]).shape);
             const auto keys = static_cast<double>(graph.type(node.operands[1]).shape[2].number());
-            return static_cast<double>(q[0] * q[1] * q[2]) * keys / 2 *
-                   (4 * static_cast<double>(q[3]) + 5);
+            return static_cast<double>(q[0] * q[1] * q[2]) * keys / 2 * (4 * static_cast<double>(q[3]) + 5);
           },
       .reference = reference_attention_cached,
       .index_range = [](const Graph& graph, const Node& node, size_t operand) -> std::optional<IndexRange> {
@@ -259,9 +257,8 @@ void register_attention_cached() {
       },
       .kernel =
           [](KernelLowering& lowering) {
-            lower_attention_cached(
-                lowering,
-                cached_shape(lowering.operand_shape(0), lowering.operand_shape(1), lowering.attributes()));
+            lower_attention_cached(lowering, cached_shape(lowering.operand_shape(0),
+                                                          lowering.operand_shape(1), lowering.attributes()));
           },
   });
 }

@@ -26,7 +26,7 @@ void lower_single_query(KernelLowering& lowering, const AttentionShape& shape) {
     Expr kv_base = k.let("kv_base", kv * (shape.key_seq * head_dim));
     Expr length = k.let("length", cast(DType::I64, position[0]) + 1);
     Buffer scaled = k.array("q_scaled", DType::F32, group * head_dim);
-    Buffer sums = k.array("sums", DType::F32, group * head_dim);    // of probability * value
+    Buffer sums = k.array("sums", DType::F32, group * head_dim);   // of probability * value
     Buffer scores = k.array("scores", DType::F32, group * block);  // then probabilities
     Buffer largest = k.array("largest", DType::F32, group), total = k.array("total", DType::F32, group);
     auto head_of = [&](Expr g) {
@@ -66,9 +66,7 @@ void lower_single_query(KernelLowering& lowering, const AttentionShape& shape) {
         each(count, [&](Expr j) { k.store(scores, g * block + j, exp(scores[g * block + j] - now)); });
         Expr added = k.reduce(Reduction::kSum, 0, count, [&](Expr j) { return scores[g * block + j]; });
         k.store(total, g, total[g] * factor + added);
-        each(head_dim, [&](Expr x) {
-          k.store(sums, g * head_dim + x, sums[g * head_dim + x] * factor);
-        });
+        each(head_dim, [&](Expr x) { k.store(sums, g * head_dim + x, sums[g * head_dim + x] * factor); });
       });
       k.loop(0, count, LoopKind::kSerial, [&](Expr j) {
         Expr row = k.let("row", kv_base + (first + j) * head_dim);

@@ -52,8 +52,7 @@ void lower_rope(KernelLowering& lowering) {
 
   k.parallel(seq, 4 * seq * heads * head_dim, [&](Expr row_index) {
     Expr position = row_index;
-    if (lowering.has_operand(1))
-      position = k.let("position", position + cast(DType::I64, first_position[0]));
+    if (lowering.has_operand(1)) position = k.let("position", position + cast(DType::I64, first_position[0]));
     Buffer cosine = k.array("cosine", DType::F32, half), sine = k.array("sine", DType::F32, half);
     k.loop(0, half, LoopKind::kVector, [&](Expr i) {
       Expr exponent = cast(DType::F64, i) * f64(-2 * log_base / static_cast<double>(head_dim));

@@ -60,7 +60,8 @@ Tokenizer open_tokenizer(const GenerateOptions& options, const Checkpoint& check
 void print_speed(const Generator& generator, Device& device) {
   const GenerationStatistics& statistics = generator.statistics();
   char text[160];
-  std::snprintf(text, sizeof text, "%lld tokens after the first, %.1f tokens/s, prompt of %lld tokens in %.1f ms",
+  std::snprintf(text, sizeof text,
+                "%lld tokens after the first, %.1f tokens/s, prompt of %lld tokens in %.1f ms",
                 static_cast<long long>(statistics.tokens), statistics.tokens_per_second(),
                 static_cast<long long>(statistics.prompt_tokens), 1e3 * statistics.prompt_seconds);
   std::cerr << "kumi: " << text;

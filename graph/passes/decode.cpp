@@ -21,7 +21,7 @@ constexpr int kTokenAxis = 1;  // of the input tokens, [batch, seq]
 struct Text {
   const Graph& graph;
   Dim capacity;
-  std::vector<int> axes;             // by value: that of the positions, or kNone
+  std::vector<int> axes;              // by value: that of the positions, or kNone
   std::vector<bool> is_needed_whole;  // by node: for every token of a chunk, since attention needs it
   std::map<NodeId, std::pair<std::string, std::string>> caches;  // of each attention: keys and values
 };
@@ -43,6 +43,12 @@ std::vector<bool> find_needed_whole(const Graph& graph) {
       if (operand != kNone) needed[graph.values[operand].producer] = true;
   }
   return needed;
+}
+
+// Of the keys or values of attention, of all positions.
+Type cache_type(Type type) {
+  type.shape[2] = Dim::named("capacity", type.shape[2].without_name());
+  return type;
 }
 
 // One of the two graphs: the text's nodes anew, on `size` tokens.
@@ -140,13 +146,12 @@ class Piece {
   ValueId operand_of(const Node& node, size_t i, bool whole, bool per_token) {
     const ValueId value = node.operands[i];
     if (value == kNone) return kNone;
-    const bool is_table = per_token && text_.axes[value] == kNone &&
-                          fusion_of(text_.graph, node) == Fusion::kPointwise;
+    const bool is_table =
+        per_token && text_.axes[value] == kNone && fusion_of(text_.graph, node) == Fusion::kPointwise;
     if (!is_table) return operand(value, whole);
     // Axes are counted from the end; those of size 1 are the same for every token.
     const ValueId result = node.results[0];
-    const int axis =
-        text_.axes[result] - text_.graph.type(result).rank() + text_.graph.type(value).rank();
+    const int axis = text_.axes[result] - text_.graph.type(result).rank() + text_.graph.type(value).rank();
     if (axis < 0 || text_.graph.type(value).shape[axis] == Dim(1)) return values_[value];
     return rows_of(value, axis, whole);
   }
@@ -171,9 +176,9 @@ class Piece {
     for (size_t i = 0; i < results.size(); ++i) {
       const Type expected = piece_type(node.results[i], count);
       if (graph_.type(results[i]) != expected)
-        refuse_node(text_.graph, node, concat("for ", count.polynomial(), " tokens it gives ",
-                                              display(graph_.type(results[i])), " instead of ",
-                                              display(expected)));
+        refuse_node(text_.graph, node,
+                    concat("for ", count.polynomial(), " tokens it gives ", display(graph_.type(results[i])),
+                           " instead of ", display(expected)));
       values_[node.results[i]] = results[i];
     }
   }
@@ -197,7 +202,7 @@ class Piece {
 
   // The state with the new rows in it, which is also its next value.
   ValueId extend(const std::string& state, ValueId rows) {
-    const Type& type = text_.graph.type(rows);
+    const Type type = cache_type(text_.graph.type(rows));
     const ValueId old =
         builder_.call("read", {}, {{"state", state}, {"dtype", type.dtype}, {"shape", type.shape}}, state);
     const ValueId updated = builder_.call("cache_update", {old, values_[rows], position_[true]}, {},
@@ -209,8 +214,8 @@ class Piece {
   const Text& text_;
   const Dim size_;
   Graph graph_;
-  std::vector<ValueId> values_;          // of the piece, by value of the text's graph
-  std::map<ValueId, ValueId> last_of_;   // the last token alone, of values needed whole
+  std::vector<ValueId> values_;         // of the piece, by value of the text's graph
+  std::map<ValueId, ValueId> last_of_;  // the last token alone, of values needed whole
   GraphBuilder builder_;
   ValueId tokens_ = kNone, last_ = kNone;
   std::map<bool, ValueId> position_;  // of the first token: of the piece (true), of the last alone
@@ -226,12 +231,12 @@ class Decoding {
     Text text{forward, forward.type(tokens).shape[kTokenAxis], {}, {}, {}};
     check(forward);
     text.axes = follow_token_axis(forward, tokens, kTokenAxis);
-    if (text.axes[forward.outputs.at(0).value] == kNone) throw Error("the logits do not depend on the tokens");
+    if (text.axes[forward.outputs.at(0).value] == kNone)
+      throw Error("the logits do not depend on the tokens");
     text.is_needed_whole = find_needed_whole(forward);
     for (size_t n = 0; n < forward.nodes.size(); ++n)
       if (forward.nodes[n].op == "attention") text.caches[static_cast<NodeId>(n)] = add_caches(forward, n);
-    if (text.caches.empty())
-      throw Error("there is no attention, so there is nothing to keep between tokens");
+    if (text.caches.empty()) throw Error("there is no attention, so there is nothing to keep between tokens");
     const int64_t chunk = std::min(options_.prefill_chunk, text.capacity.number());
     module_.graphs = {Piece(text, "prefill", Dim(chunk), true).make(),
                       Piece(text, "decode", Dim(1), false).make()};
@@ -241,7 +246,8 @@ class Decoding {
  private:
   void check(const Graph& forward) const {
     if (options_.prefill_chunk < 1)
-      throw Error(concat("a chunk of the prompt has ", options_.prefill_chunk, " tokens")).expected("1 or more");
+      throw Error(concat("a chunk of the prompt has ", options_.prefill_chunk, " tokens"))
+          .expected("1 or more");
     const Uses uses(forward);
     for (const Node& node : forward.nodes) {
       if (node.op == "write") refuse_node(forward, node, "the model changes a state");
@@ -267,9 +273,10 @@ class Decoding {
     for (size_t i = 0; i < 2; ++i) {
       const std::string wish = concat(i == 0 ? "cache.keys." : "cache.values.", place);
       names[i] = wish;
-      for (int count = 1; module_.find_state(names[i]) != nullptr; ++count) names[i] = concat(wish, ".", count);
-      module_.states.push_back(
-          {names[i], State::kCache, forward.type(node.operands[i + 1]), Initializer{}, node.location});
+      for (int count = 1; module_.find_state(names[i]) != nullptr; ++count)
+        names[i] = concat(wish, ".", count);
+      module_.states.push_back({names[i], State::kCache, cache_type(forward.type(node.operands[i + 1])),
+                                Initializer{}, node.location});
     }
     return {names[0], names[1]};
   }

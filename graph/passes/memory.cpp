@@ -91,8 +91,9 @@ class GraphMemory {
                       !graph_.values[value].placement && !uses_.is_output[value] &&
                       !is_inlined_constant(graph_, uses_, value);
       for (ValueId read : reads[state])
-        in_place = in_place && last_use(read) <= unit &&
-                   (last_use(read) < unit || reads_by_element(unit, read, value) || continues(producer, read));
+        in_place =
+            in_place && last_use(read) <= unit &&
+            (last_use(read) < unit || reads_by_element(unit, read, value) || continues(producer, read));
       if (in_place) graph_.values[value].placement = Placement{state, 0};
     }
   }

@@ -116,8 +116,7 @@ void require_axis_before_last(const Step& s, size_t operand) {
 }
 
 int of_rope(const Step& s) {
-  if (s.node.operands.size() > 1 && s.node.operands[1] != kNone)
-    s.refuse("it is told the position already");
+  if (s.node.operands.size() > 1 && s.node.operands[1] != kNone) s.refuse("it is told the position already");
   require_axis_before_last(s, 0);
   return s.axis(0);
 }

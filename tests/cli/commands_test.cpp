@@ -109,6 +109,8 @@ TEST_F(TrainedModel, Generates) {
   for (int i = 0; i < 100; ++i) longer += "ka no ";
   EXPECT_EQ(succeed({"generate", run(), longer, "--max-tokens", "5"}).find(longer), 0u);
   succeed({"generate", run(), "", "--max-tokens", "5"});
+  const CommandResult verbose = run_kumi({"generate", run(), "the", "--max-tokens", "5", "--verbose"});
+  expect_contains(verbose.err, " tokens/s, prompt of ");
   succeed({"generate", run() + "/checkpoints/step-00000038", "the", "--top-p", "0.5", "--max-tokens", "5"});
 }
 

@@ -35,8 +35,8 @@ TEST(Pipeline, TheTableIsComplete) {
     EXPECT_FALSE(pass.doc.empty() || pass.needs.empty() || pass.establishes.empty()) << pass.name;
   }
   EXPECT_EQ(names,
-            (std::vector<std::string>{"infer", "autodiff", "precision", "recompute", "optimizer", "shard",
-                                      "quantize_comm", "fuse", "schedule", "memory", "codegen"}));
+            (std::vector<std::string>{"infer", "decode", "autodiff", "precision", "recompute", "optimizer",
+                                      "shard", "quantize_comm", "fuse", "schedule", "memory", "codegen"}));
   EXPECT_NE(failure(small_model(), options_for(Goal::kForward), "fuze").find("did you mean 'fuse'?"),
             std::string::npos);
 }
@@ -49,11 +49,11 @@ TEST(Pipeline, RunsUpToAPassAndResumes) {
   };
   PlanOptions options = options_for(Goal::kTrain);
   Module module = run_pipeline(small_model(), options, "optimizer", observer);
-  EXPECT_EQ(ran, (std::vector<std::string>{"infer", "autodiff", "optimizer"}));
+  EXPECT_EQ(ran, (std::vector<std::string>{"infer", "decode", "autodiff", "optimizer"}));
   EXPECT_EQ(module.passes, ran);
   module = run_pipeline(module, options, "", observer);
-  EXPECT_EQ(module.passes,
-            (std::vector<std::string>{"infer", "autodiff", "optimizer", "fuse", "schedule", "memory"}));
+  EXPECT_EQ(module.passes, (std::vector<std::string>{"infer", "decode", "autodiff", "optimizer", "fuse",
+                                                     "schedule", "memory"}));
   EXPECT_EQ(module.passes, ran);
   EXPECT_TRUE(module == run_pipeline(small_model(), options));
 }
@@ -71,6 +71,7 @@ TEST(Pipeline, RefusesAHistoryThatCannotBe) {
 TEST(Pipeline, RefusesAnotherGoal) {
   Module forward = run_pipeline(small_model(), options_for(Goal::kForward), "autodiff");
   EXPECT_NE(failure(forward, options_for(Goal::kGradient)).find("no graph 'gradient'"), std::string::npos);
+  EXPECT_NE(failure(forward, options_for(Goal::kDecode)).find("no graph 'decode'"), std::string::npos);
   Module gradient = run_pipeline(small_model(), options_for(Goal::kGradient), "optimizer");
   EXPECT_NE(failure(gradient, options_for(Goal::kTrain)).find("no graph 'update'"), std::string::npos);
 }

@@ -4,10 +4,16 @@ namespace kumi::testing {
 
 std::vector<OpCase> rope_cases() {
   return {
-      {"rope", {f32({1, 2})}},       {"rope", {f32({5, 2})}, {{"inverse", true}}},
-      {"rope", {f32({7, 6})}},       {"rope", {f32({2, 9, 34})}, {{"base", 100.0}}},
-      {"rope", {f32({2, 3, 5, 8})}}, {"rope", {f32({2, 3, 5, 8})}, {{"inverse", true}, {"base", 500000.0}}},
-      {"rope", {f32({3, 300, 64})}}, {"rope", {bf16({2, 5, 8})}},
+      {"rope", {f32({1, 2})}},
+      {"rope", {f32({5, 2})}, {{"inverse", true}}},
+      {"rope", {f32({7, 6})}},
+      {"rope", {f32({2, 9, 34})}, {{"base", 100.0}}},
+      {"rope", {f32({2, 3, 5, 8})}},
+      {"rope", {f32({2, 3, 5, 8})}, {{"inverse", true}, {"base", 500000.0}}},
+      {"rope", {f32({3, 300, 64})}},
+      {"rope", {bf16({2, 5, 8})}},
+      {"rope", {f32({2, 3, 5, 8}), indices({}, 4000)}},
+      {"rope", {f32({4, 1, 64}), indices({}, 4000)}, {{"inverse", true}}},
   };
 }
 
