@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -71,6 +72,8 @@ struct Pass {
   std::string establishes;  // what later passes may rely on
   // Null: the pass has its place but does nothing yet, or (codegen) is not Module -> Module.
   std::function<Module(Module, const PlanOptions&)> run;
+  // The only goal that it is for; plans for others leave it out.
+  std::optional<Goal> goal = std::nullopt;
 };
 
 // All passes in order: infer, decode, autodiff, precision, recompute, optimizer, shard, quantize_comm,
@@ -82,9 +85,9 @@ const Pass& find_pass(const std::string& name);  // throws Error with "did you m
 using PassObserver = std::function<void(const Pass& pass, const Module& module, double seconds)>;
 
 // Runs the passes that have not run on this module yet (Module::passes), in order, up to and
-// including `last` ("" means all), verifying after each. Passes that are disabled are left out, as are
-// those before one that has run: the module was planned without them.
-// An Error thrown by a pass gets "while running the pass <name>".
+// including `last` ("" means all), verifying after each. Passes that are disabled or for another goal are
+// left out, as are those before one that has run: the module was planned without them. An Error thrown by a
+// pass gets "while running the pass <name>".
 Module run_pipeline(Module module, const PlanOptions& options, const std::string& last = "",
                     const PassObserver& observer = nullptr);
 

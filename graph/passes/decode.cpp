@@ -288,7 +288,6 @@ class Decoding {
 }  // namespace
 
 Module decode(Module module, const PlanOptions& options) {
-  if (options.goal != Goal::kDecode) return module;
   return Decoding(logits_only(std::move(module)), options).run();
 }
 

@@ -20,8 +20,8 @@
 
 namespace kumi {
 
-// Nothing happens for other goals. Throws Error as logits_only() does, and if the graph cannot be run piece
-// by piece: then it names the node and says why.
+// Throws Error as logits_only() does, and if the graph cannot be run piece by piece: then it names the node
+// and says why.
 Module decode(Module module, const PlanOptions& options);
 
 }  // namespace kumi

@@ -63,6 +63,19 @@ TEST(CommandLine, ChecksEveryModelAndTellsItsSize) {
       "840");
 }
 
+TEST(CommandLine, ShowsTheGraphsThatWriteText) {
+  const std::vector<std::string> dump = {"dump",  kModels + "llama.kumi", "--goal",  "decode",
+                                         "--set", "model.layers=1",       "--after", "decode"};
+  const std::string text = succeed(dump);
+  for (const char* part : {"graph prefill {", "graph decode {", "state cache \"cache.keys.model.layers.0\"",
+                           "= attention_cached(", "position: i32[] = input("})
+    expect_contains(text, part);
+  const CommandResult refused =
+      run_kumi({"dump", kModels + "mlp.kumi", "--goal", "decode", "--after", "decode"});
+  EXPECT_EQ(refused.status, 1) << refused.description();
+  expect_contains(refused.err, "running the pass decode");
+}
+
 TEST(CommandLine, ReportsAnOutputThatCannotBeWritten) {
   const CommandResult result =
       Process({"/bin/sh", "-c", kumi_binary().string() + " check " + kModels + "plamo.kumi > /dev/full"})
