@@ -111,6 +111,10 @@ class PlanMaker {
     if (op.is_state_access || op.is_view || is_dead(graph, uses, unit)) return;
     if (node.op == "constant" && is_inlined_constant(graph, uses, node.results[0])) return;
 
+    if (op.in_place_operand) {
+      const ValueId before = node.operands[*op.in_place_operand], after = node.results[0];
+      add_copy(graph, node, graph.type(after), window(graph, before), window(graph, after), graph_plan);
+    }
     Step step;
     step.node = unit.back();
     step.scope = node.scope;
@@ -126,6 +130,7 @@ class PlanMaker {
       step.name = lowered.program.name;
       step.kernel = add_kernel(lowered.program);
       for (ValueId value : lowered.buffers) add_buffer(graph, value, &step);
+      if (op.in_place_operand) step.bytes = cost_of(graph, node).bytes;
     } else {
       throw Error("the op '" + node.op + "' has no lowering");
     }

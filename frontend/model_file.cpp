@@ -99,13 +99,14 @@ std::map<std::string, int64_t> parse_sizes(const std::vector<std::string>& texts
 }
 
 const Graph& main_graph(const Module& module) {
-  for (const char* name : {"gradient", "forward"})
+  for (const char* name : {"gradient", "forward", "decode"})
     if (const Graph* graph = module.find_graph(name)) return *graph;
-  throw Error(concat("the module '", module.name, "' has neither a graph 'forward' nor 'gradient'"));
+  throw Error(concat("the module '", module.name, "' has no graph 'forward', 'gradient' or 'decode'"));
 }
 
 Goal default_goal(const Module& module) {
   if (module.find_graph("update") != nullptr) return Goal::kTrain;
+  if (module.find_graph("decode") != nullptr) return Goal::kDecode;
   const Graph& graph = main_graph(module);
   if (module.has_run("autodiff") && graph.name == "forward") return Goal::kForward;
   if (module.has_run("optimizer")) return Goal::kGradient;

@@ -25,7 +25,8 @@ Module load_model(const std::filesystem::path& path, const ModelSettings& settin
 // `--size batch=4` as free sizes. Throws Error for what is no NAME=NUMBER.
 std::map<std::string, int64_t> parse_sizes(const std::vector<std::string>& texts);
 
-// The graph that makes the outputs: "gradient" if the module has been differentiated, else "forward".
+// The graph that makes the outputs: "gradient" if the module has been differentiated, "decode" if it writes
+// text, else "forward".
 const Graph& main_graph(const Module& module);
 
 // What the module is planned for if nobody says: what its passes have decided already; else a training

@@ -55,6 +55,8 @@ const char* to_string(State::Kind kind) {
       return "optimizer";
     case State::kAccumulator:
       return "accumulator";
+    case State::kCache:
+      return "cache";
   }
   return "?";
 }

@@ -72,7 +72,7 @@ struct Output {
 };
 
 struct Graph {
-  std::string name;  // "forward", "gradient", "update"
+  std::string name;  // "forward", "gradient", "update", "prefill", "decode"
   std::vector<Node> nodes;
   std::vector<Value> values;
   std::vector<Output> outputs;
@@ -106,8 +106,9 @@ bool has_parameter(Initializer::Kind kind);
 
 struct State {
   // kWeight: trained and saved in checkpoints; kOptimizer: saved with the optimizer (moments, step
-  // counter); kAccumulator: alive within one step (accumulated gradients), not saved.
-  enum Kind : uint8_t { kWeight, kOptimizer, kAccumulator };
+  // counter); kAccumulator: alive within one step (accumulated gradients), not saved; kCache: what earlier
+  // runs computed (keys and values of attention), not saved.
+  enum Kind : uint8_t { kWeight, kOptimizer, kAccumulator, kCache };
   std::string name;  // a weight's is the checkpoint's tensor name
   Kind kind = kWeight;
   Type type;
@@ -118,7 +119,7 @@ struct State {
 
   bool operator==(const State&) const = default;
 };
-const char* to_string(State::Kind kind);  // "weight", "optimizer", "accumulator"
+const char* to_string(State::Kind kind);  // "weight", "optimizer", "accumulator", "cache"
 
 struct Module {
   std::string name;

@@ -175,6 +175,10 @@ Cost cost_of(const Graph& graph, const Node& node) {
   for (ValueId operand : node.operands)
     if (operand != kNone) cost.bytes += static_cast<double>(byte_count(graph.type(operand)));
   for (ValueId result : node.results) cost.bytes += static_cast<double>(byte_count(graph.type(result)));
+  if (op.in_place_operand) {  // of which as much is written as the other operands have
+    const auto whole = static_cast<double>(byte_count(graph.type(node.results[0])));
+    cost.bytes = 2 * (cost.bytes - 2 * whole);
+  }
   if (op.flops)
     cost.flops = op.flops(graph, node);
   else

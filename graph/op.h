@@ -145,10 +145,14 @@ struct OpDef {
   // A kernel or library call of its own that takes and gives parts of larger values, as
   // KernelLowering::operand_layout() and result_layout() say. The last axis is without gaps.
   bool takes_strides = false;
-  // The operand whose place in memory the first result may take, computed element by element; -1: none.
-  int in_place_operand = -1;
+  // An operand whose place in memory the first result may take: it is computed from the same elements.
+  std::optional<size_t> overwrites_operand = std::nullopt;
   // Has an effect or stands for the outside (input, read, write): never removed or merged.
   bool is_state_access = false;
+  // The kernel writes a part of the first result only and leaves the rest as it finds it: the result begins
+  // as a copy of this operand, which is of its type. Where the operand's place can be taken, as that of a
+  // state which the result is written to, nothing is copied.
+  std::optional<size_t> in_place_operand = std::nullopt;
   // A weight for averaging losses over several micro-batches: builds the number of terms of which
   // the (mean) result is an average. Null: 1.
   std::function<ValueId(GraphBuilder&, const Node&)> loss_weight = nullptr;

@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "graph/passes/autodiff.h"
+#include "graph/passes/decode.h"
 #include "graph/passes/fuse.h"
 #include "graph/passes/infer.h"
 #include "graph/passes/layout.h"
@@ -23,6 +24,12 @@ const std::vector<Pass>& pipeline() {
        "unused ones.",
        "a module from the language, with sizes that may be symbolic",
        "all sizes are numbers; no node is dead, no two are equal", infer},
+      {"decode",
+       "For writing text: turns the graph 'forward' into 'prefill', a chunk of the prompt, and 'decode', one "
+       "more token, both over a cache of attention's keys and values.",
+       "tokens: i32[batch, seq] alone give the output logits; positions meet in causal attention only",
+       "graphs 'prefill' and 'decode' that share weights and cache; seq is the cache's capacity", decode,
+       Goal::kDecode},
       {"layout",
        "Moves transposes to where they cancel or where an op takes them for nothing: attention and rope in "
        "the order in which projections give their heads.",
@@ -112,15 +119,15 @@ bool is_optimization(const std::string& pass) {
   return std::any_of(all.begin(), all.end(), [&](const Optimization& o) { return o.name == pass; });
 }
 
-// The passes that have run must be the first of the table, in its order, but for optimizations that
-// were left out: later ones rely on earlier ones.
+// The passes that have run must be the first of the table, in its order, but for optimizations and passes
+// for another goal, which were left out: later ones rely on earlier ones.
 void check_history(const Module& module) {
   size_t next = 0;
   for (const Pass& pass : pipeline()) {
     if (next == module.passes.size()) return;
     if (module.passes[next] == pass.name)
       ++next;
-    else if (pass.run && !is_optimization(pass.name))
+    else if (pass.run && !pass.goal && !is_optimization(pass.name))
       break;
   }
   if (next == module.passes.size()) return;
@@ -132,8 +139,14 @@ void check_history(const Module& module) {
 // What earlier passes decided cannot be changed any more by other options.
 void check_goal(const Module& module, const PlanOptions& options) {
   const char* missing = nullptr;
-  if (options.goal != Goal::kForward && module.has_run("autodiff") &&
-      module.find_graph("gradient") == nullptr)
+  const bool has_gradients = options.goal == Goal::kGradient || options.goal == Goal::kTrain;
+  const bool decodes = module.find_graph("decode") != nullptr;
+  const bool is_past_decode = !module.passes.empty() && module.passes.back() != "infer";
+  if (options.goal == Goal::kDecode && is_past_decode && !decodes)
+    missing = "decode";
+  else if (options.goal != Goal::kDecode && decodes)
+    missing = has_gradients ? "gradient" : "forward";
+  else if (has_gradients && module.has_run("autodiff") && module.find_graph("gradient") == nullptr)
     missing = "gradient";
   else if (options.goal == Goal::kTrain && module.has_run("optimizer") &&
            module.find_graph("update") == nullptr)
@@ -168,7 +181,8 @@ Module run_pipeline(Module module, const PlanOptions& options, const std::string
     if (module.has_run(passes[i].name)) first = i + 1;
   for (size_t i = 0; i < passes.size(); ++i) {
     const Pass& pass = passes[i];
-    if (pass.run && i >= first && options.is_enabled(pass.name)) {
+    if (pass.run && i >= first && options.is_enabled(pass.name) &&
+        (!pass.goal || *pass.goal == options.goal)) {
       auto start = std::chrono::steady_clock::now();
       try {
         module = pass.run(std::move(module), options);

@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -32,6 +33,7 @@ enum class Goal : uint8_t {
   kForward,   // outputs only
   kGradient,  // outputs and grad.<weight>
   kTrain,     // a training step: gradient and update graphs
+  kDecode,    // logits of a text that grows: graphs prefill and decode over a cache (graph/passes/decode.h)
 };
 
 // In which type products are computed (graph/passes/precision.h).
@@ -55,6 +57,7 @@ struct PlanOptions {
   Precision precision = Precision::kF32;
   // Bytes that states and arena together may take; 0: no limit. What `recompute` aims at.
   int64_t memory_limit = 0;
+  int64_t prefill_chunk = 64;      // tokens of one run of `prefill`, no more than the text may have
   std::set<std::string> disabled;  // names of optimizations()
 
   bool is_enabled(const std::string& optimization) const { return disabled.count(optimization) == 0; }
@@ -69,9 +72,11 @@ struct Pass {
   std::string establishes;  // what later passes may rely on
   // Null: the pass has its place but does nothing yet, or (codegen) is not Module -> Module.
   std::function<Module(Module, const PlanOptions&)> run;
+  // The only goal that it is for; plans for others leave it out.
+  std::optional<Goal> goal = std::nullopt;
 };
 
-// All passes in order: infer, autodiff, precision, recompute, optimizer, shard, quantize_comm,
+// All passes in order: infer, decode, autodiff, precision, recompute, optimizer, shard, quantize_comm,
 // fuse, schedule, memory, codegen.
 const std::vector<Pass>& pipeline();
 const Pass& find_pass(const std::string& name);  // throws Error with "did you mean"
@@ -80,9 +85,9 @@ const Pass& find_pass(const std::string& name);  // throws Error with "did you m
 using PassObserver = std::function<void(const Pass& pass, const Module& module, double seconds)>;
 
 // Runs the passes that have not run on this module yet (Module::passes), in order, up to and
-// including `last` ("" means all), verifying after each. Passes that are disabled are left out, as are
-// those before one that has run: the module was planned without them.
-// An Error thrown by a pass gets "while running the pass <name>".
+// including `last` ("" means all), verifying after each. Passes that are disabled or for another goal are
+// left out, as are those before one that has run: the module was planned without them. An Error thrown by a
+// pass gets "while running the pass <name>".
 Module run_pipeline(Module module, const PlanOptions& options, const std::string& last = "",
                     const PassObserver& observer = nullptr);
 

@@ -330,9 +330,9 @@ class Reader {
   State read(const proto::State& in) {
     State state;
     state.name = text(in.name(), "name");
-    if (in.kind() < proto::State::WEIGHT || in.kind() > proto::State::ACCUMULATOR) {
+    if (in.kind() < proto::State::WEIGHT || in.kind() > proto::State::CACHE) {
       Step step(this, "kind");
-      fail("the kind of the state is missing or unknown", "WEIGHT, OPTIMIZER or ACCUMULATOR");
+      fail("the kind of the state is missing or unknown", "WEIGHT, OPTIMIZER, ACCUMULATOR or CACHE");
     }
     state.kind = static_cast<State::Kind>(in.kind() - 1);
     state.type = read(in.type());

@@ -11,6 +11,7 @@ void register_all_ops() {
   std::call_once(once, [] {
     register_arithmetic_ops();
     register_attention_ops();
+    register_cache_ops();
     register_embedding_ops();
     register_layout_ops();
     register_loss_ops();

@@ -27,6 +27,7 @@ AttentionShape attention_shape(const std::vector<int64_t>& q, const std::vector<
   shape.heads = q[shape.head_axis];
   shape.kv_heads = k[shape.head_axis];
   shape.seq = q[shape.seq_axis];
+  shape.key_seq = k[shape.seq_axis];
   shape.head_dim = q[3];
   shape.causal = bool_attribute(attributes, "causal");
   shape.groups =

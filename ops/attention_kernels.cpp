@@ -28,10 +28,10 @@ struct Blocks {
   explicit Blocks(const AttentionShape& shape) : depth(round_up(shape.head_dim, kTileColumns)) {
     const int64_t fitting = std::max(kChunk, kBlockFloats / depth / kChunk * kChunk);
     queries = std::min({kMostQueries, fitting, round_up(shape.seq, kChunk)});
-    keys = std::min({kMostKeys, fitting, round_up(shape.seq, kTileRows)});
-    if (keys > kChunk && shape.seq <= kMostKeys) keys = round_up(keys, kChunk);
+    keys = std::min({kMostKeys, fitting, round_up(shape.key_seq, kTileRows)});
+    if (keys > kChunk) keys = round_up(keys, kChunk);
     query_blocks = (shape.seq + queries - 1) / queries;
-    key_blocks = (shape.seq + keys - 1) / keys;
+    key_blocks = (shape.key_seq + keys - 1) / keys;
   }
 };
 
@@ -53,13 +53,14 @@ class BlockWriter {
         blocks(shape),
         narrow(lowering.operand_type(0).dtype == DType::BF16),
         whole_queries(shape.seq % blocks.queries == 0),
-        whole_keys(shape.seq % blocks.keys == 0) {}
+        whole_keys(shape.key_seq % blocks.keys == 0) {}
 
   KernelBuilder& k;
   const AttentionShape& s;
   const Blocks blocks;
   const bool narrow;  // bf16: tile products count pairs
   const bool whole_queries, whole_keys;
+  Expr position = 0;          // of query 0 among the keys
   Expr first_query, queries;  // of the block
   Expr first_key, keys;
 
@@ -75,13 +76,13 @@ class BlockWriter {
 
   // Blocks of keys that the block of queries sees.
   Expr key_block_count() const {
-    return s.causal ? (first_query + queries - 1) / blocks.keys + 1 : Expr(blocks.key_blocks);
+    return s.causal ? (position + first_query + queries - 1) / blocks.keys + 1 : Expr(blocks.key_blocks);
   }
 
   void begin_keys(Expr block) {
     first_key = k.let("first_key", block * blocks.keys);
-    keys =
-        whole_keys ? Expr(blocks.keys) : k.let("keys", minimum(Expr(blocks.keys), Expr(s.seq) - first_key));
+    keys = whole_keys ? Expr(blocks.keys)
+                      : k.let("keys", minimum(Expr(blocks.keys), Expr(s.key_seq) - first_key));
   }
 
   void each(int64_t count, const std::function<void(Expr)>& body) {
@@ -166,7 +167,10 @@ class BlockWriter {
   // Keys that at least one query of the chunk sees; a multiple of kTileRows, or 0 or less for none.
   Expr visible_keys(Expr chunk) {
     if (!s.causal) return Expr(blocks.keys);
-    return k.let("visible", minimum(Expr(blocks.keys), first_query + chunk + kChunk - first_key));
+    Expr ahead = position + first_query + chunk + kChunk - first_key;
+    // Blocks of keys and queries begin at multiples of a tile, but not so what stands at a position.
+    if (position.node().kind != ExprNode::kInteger) ahead = (ahead + (kTileRows - 1)) / kTileRows * kTileRows;
+    return k.let("visible", minimum(Expr(blocks.keys), ahead));
   }
 
   // -infinity where a query must not see a key, or where there is none.
@@ -180,8 +184,8 @@ class BlockWriter {
       });
     };
     if (s.causal)
-      k.if_(first_key + key_count > first_query + chunk + 1, [&] {
-        Expr ahead = k.let("ahead", first_key - first_query - chunk);
+      k.if_(first_key + key_count > position + first_query + chunk + 1, [&] {
+        Expr ahead = k.let("ahead", first_key - position - first_query - chunk);
         hide([&](Expr j, Expr r) { return ahead + j > r; });
       });
     else if (!whole_keys)
@@ -208,7 +212,7 @@ class BlockWriter {
 
 double work_of(const AttentionShape& shape, double products) {
   return products * 2 * static_cast<double>(shape.batch * shape.heads * shape.seq) *
-         static_cast<double>(shape.seq * shape.head_dim) / (shape.causal ? 2 : 1);
+         static_cast<double>(shape.key_seq * shape.head_dim) / (shape.causal ? 2 : 1);
 }
 
 }  // namespace
@@ -221,7 +225,11 @@ void lower_attention(KernelLowering& lowering, const AttentionShape& shape) {
   const double to_exponent = std::abs(shape.scale) * std::numbers::log2e;
   Buffer q = lowering.operand_buffer(0), keys = lowering.operand_buffer(1),
          values = lowering.operand_buffer(2);
-  Buffer result = lowering.result_buffer(0), lse = lowering.result_buffer(1);
+  const bool at_position = lowering.has_operand(3);
+  Buffer position, lse;
+  if (at_position) position = lowering.operand_buffer(3);
+  Buffer result = lowering.result_buffer(0);
+  if (!at_position) lse = lowering.result_buffer(1);
   const StridedShape q_layout = lowering.operand_layout(0), k_layout = lowering.operand_layout(1),
                      v_layout = lowering.operand_layout(2), y_layout = lowering.result_layout(0);
 
@@ -232,6 +240,7 @@ void lower_attention(KernelLowering& lowering, const AttentionShape& shape) {
         Expr batch = k.let("batch", row_of_heads / shape.heads),
              head = k.let("head", row_of_heads % shape.heads);
         Expr kv = k.let("kv", shape.kv_head(head));
+        if (at_position) w.position = k.let("position", cast(DType::I64, position[0]));
         w.begin_queries(task % w.blocks.query_blocks);
 
         Buffer packed = k.array("packed", w.unit_type(), n * w.units(depth));
@@ -318,7 +327,8 @@ void lower_attention(KernelLowering& lowering, const AttentionShape& shape) {
           Expr inverse = k.let("inverse", Expr(1.0) / total[r]);
           w.each(shape.head_dim,
                  [&](Expr x) { k.store(result, y.begin + r * y.stride + x, sums[r * depth + x] * inverse); });
-          k.store(lse, lse_row + r, largest[r] * Expr(std::abs(shape.scale)) + log(total[r]));
+          if (!at_position)
+            k.store(lse, lse_row + r, largest[r] * Expr(std::abs(shape.scale)) + log(total[r]));
         });
       });
 }

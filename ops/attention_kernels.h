@@ -19,6 +19,7 @@ enum class HeadGroups : uint8_t {
 
 struct AttentionShape {
   int64_t batch = 0, heads = 0, kv_heads = 0, seq = 0, head_dim = 0;
+  int64_t key_seq = 0;  // of keys and values: seq, or the capacity of a cache
   bool causal = true;
   HeadGroups groups = HeadGroups::kGrouped;
   double scale = 0;  // of the scores; never 0 here
@@ -39,6 +40,7 @@ struct AttentionShape {
 };
 
 // Operands q, k, v; results result, lse. lse is f32, all others are f32 or bf16.
+// With an operand position, i32[]: query t stands at position + t and sees the keys up to there; no lse.
 void lower_attention(KernelLowering& lowering, const AttentionShape& shape);
 // Operands q, k, v, result, lse, dy; results dq, dk, dv, and dk and dv of each query head in f32.
 void lower_attention_grad(KernelLowering& lowering, const AttentionShape& shape);

@@ -79,7 +79,7 @@ void Executor::allocate() {
       throw Error(concat("the state ", quoted(plan_.states[i].name), " has no place in memory"));
     state_index_.emplace(plan_.states[i].name, i);
   }
-  state_bytes_ = state_bytes(plan_.states);
+  state_bytes_ = kumi::state_bytes(plan_.states);
   for (const GraphPlan& graph : plan_.graphs) arena_bytes_ = std::max(arena_bytes_, graph.arena_bytes);
   auto allocate = [&](int64_t bytes, const char* what) {
     try {

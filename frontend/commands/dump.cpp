@@ -34,8 +34,10 @@ struct DumpOptions {
 };
 
 const std::vector<std::string> kFormats = {"text", "pb", "txtpb", "dot"};
-const std::map<std::string, Goal> kGoals = {
-    {"forward", Goal::kForward}, {"gradient", Goal::kGradient}, {"train", Goal::kTrain}};
+const std::map<std::string, Goal> kGoals = {{"forward", Goal::kForward},
+                                            {"gradient", Goal::kGradient},
+                                            {"train", Goal::kTrain},
+                                            {"decode", Goal::kDecode}};
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -194,8 +196,10 @@ void add_dump_command(CLI::App& app, CommandAction* run) {
       ->check(CLI::IsMember(kFormats));
   command
       ->add_option("--goal", options->goal,
-                   "what is planned: forward, gradient or train; default: train if there is an output `loss`")
-      ->check(CLI::IsMember({"forward", "gradient", "train"}));
+                   "what is planned: forward, gradient, train or decode (writing text, token by token); "
+                   "default: train "
+                   "if there is an output `loss`")
+      ->check(CLI::IsMember({"forward", "gradient", "train", "decode"}));
   command->add_flag("--keep-outputs", options->keep_outputs,
                     "keeps the model's other outputs (logits) in a training step");
   command->add_flag("--unfold", options->unfold, "all layers, also on a terminal");

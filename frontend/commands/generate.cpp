@@ -1,16 +1,21 @@
 // `kumi generate`: continues a text with a trained model.
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
+#include <cstdio>
 #include <iostream>
 #include <memory>
 
 #include "frontend/commands/commands.h"
 #include "frontend/generate.h"
+#include "frontend/human.h"
 #include "frontend/model_file.h"
 #include "frontend/stop_signals.h"
 #include "frontend/text_corpus.h"
 #include "frontend/tokenizer.h"
 #include "graph/text.h"
 #include "runtime/checkpoint.h"
+#include "runtime/memory_bandwidth.h"
 
 namespace kumi {
 namespace {
@@ -25,6 +30,7 @@ struct GenerateOptions {
   int64_t max_tokens = 100;
   Sampling sampling;
   uint64_t seed = 0;
+  bool verbose = false;
 };
 
 // The newest valid checkpoint of a run's folder, or a checkpoint's own folder.
@@ -50,6 +56,26 @@ Tokenizer open_tokenizer(const GenerateOptions& options, const Checkpoint& check
       .hint("give one with --tokenizer FILE");
 }
 
+// "60 tokens, 512 tokens/s, prompt of 12 tokens in 14 ms, 43% of the memory's limit (...)"
+void print_speed(const Generator& generator, Device& device) {
+  const GenerationStatistics& statistics = generator.statistics();
+  char text[160];
+  std::snprintf(text, sizeof text,
+                "%lld tokens after the first, %.1f tokens/s, prompt of %lld tokens in %.1f ms",
+                static_cast<long long>(statistics.tokens), statistics.tokens_per_second(),
+                static_cast<long long>(statistics.prompt_tokens), 1e3 * statistics.prompt_seconds);
+  std::cerr << "kumi: " << text;
+  if (statistics.tokens > 0) {
+    const auto bytes = static_cast<double>(generator.weight_bytes());
+    const double bandwidth = measure_read_bandwidth(device, generator.weight_bytes());
+    std::snprintf(text, sizeof text, ", %.0f%% of what reading the weights allows (%s a token at %.1f GB/s)",
+                  100 * statistics.tokens_per_second() * bytes / bandwidth,
+                  bytes_text(generator.weight_bytes()).c_str(), 1e-9 * bandwidth);
+    std::cerr << text;
+  }
+  std::cerr << "\n";
+}
+
 int generate(const GenerateOptions& options) {
   check(options.sampling);
   if (const std::optional<size_t> offset = find_invalid_utf8(options.prompt))
@@ -70,6 +96,9 @@ int generate(const GenerateOptions& options) {
   std::unique_ptr<Device> device = open_device(options.device);
   Generator generator(load_model(checkpoint.model(), checkpoint.info.settings), window,
                       SafetensorsFile(checkpoint.weights()), *device);
+  if (!generator.why_no_cache().empty())
+    std::cerr << "kumi: note: every token computes the whole window, as there can be no cache: "
+              << generator.why_no_cache() << "\n";
   if (tokenizer.vocab_size() > generator.vocab())
     throw Error(
         concat("the tokenizer has ", tokenizer.vocab_size(), " pieces, the model knows ", generator.vocab()))
@@ -88,6 +117,7 @@ int generate(const GenerateOptions& options) {
   const bool finished = generator.run(std::move(prompt), generation,
                                       [&](int32_t id) { std::cout << decoder.push(id) << std::flush; });
   std::cout << decoder.finish() << "\n" << std::flush;
+  if (options.verbose || isatty(STDERR_FILENO) != 0) print_speed(generator, *device);
   return finished ? kExitSuccess : kExitInterrupted;
 }
 
@@ -113,6 +143,8 @@ void add_generate_command(CLI::App& app, CommandAction* run) {
   command->add_option("--tokenizer", options->tokenizer, "a SentencePiece model, instead of the checkpoint's")
       ->type_name("FILE");
   command->add_option("--device", options->device, "default cpu");
+  command->add_flag("--verbose", options->verbose,
+                    "prints the speed on standard error, as is done on a terminal");
   command->footer(
       "Example: kumi generate runs/plamo-tiny 'The Debian system' --max-tokens 60 --temperature 0.8 --top-p "
       "0.9");

@@ -31,6 +31,7 @@ struct RunOptions {
 // The least that gives what is asked for, unless the module's passes have decided already.
 Goal goal_of(const Module& module, bool gradients) {
   if (module.find_graph("update") != nullptr) return Goal::kTrain;
+  if (module.find_graph("decode") != nullptr && !gradients) return Goal::kDecode;
   if (!module.has_run("autodiff")) return gradients ? Goal::kGradient : Goal::kForward;
   if (module.find_graph("gradient") != nullptr) return Goal::kGradient;
   if (gradients)

@@ -86,10 +86,12 @@ class FlatReader {
       state.kind = State::kOptimizer;
     else if (s.name == "accumulator")
       state.kind = State::kAccumulator;
+    else if (s.name == "cache")
+      state.kind = State::kCache;
     else
       throw error(s.place, concat("there is no kind of state '", s.name, "'"))
-          .expected("weight, optimizer or accumulator")
-          .hint(did_you_mean(s.name, {"weight", "optimizer", "accumulator"}));
+          .expected("weight, optimizer, accumulator or cache")
+          .hint(did_you_mean(s.name, {"weight", "optimizer", "accumulator", "cache"}));
     state.name = s.text;
     state.type = type(*s.type);
     state.initializer = initializer(*s.value);

@@ -168,7 +168,7 @@ std::vector<bool> depends_on_weight(const Module& module, const Graph& graph) {
 }
 
 Module autodiff(Module module, const PlanOptions& options) {
-  if (options.goal == Goal::kForward) return module;
+  if (options.goal != Goal::kGradient && options.goal != Goal::kTrain) return module;
   Graph* forward = module.find_graph("forward");
   if (forward == nullptr)
     throw Error(concat("the module '", module.name, "' has no graph 'forward' to differentiate"));

@@ -13,7 +13,7 @@ namespace kumi {
 
 // Differentiates the output PlanOptions::loss, a scalar f32; the seed is 1. Adds outputs
 // `grad.<weight>` for all weights, zeros for those that do not reach the loss. Nothing happens for
-// Goal::kForward. Throws Error if there is no such output, or if an op on the way has no gradient.
+// goals without gradients. Throws Error if there is no such output, or if an op on the way has no gradient.
 Module autodiff(Module module, const PlanOptions& options);
 
 // Per value, whether it depends on a weight through floating-point values.

@@ -269,14 +269,13 @@ bool Storages::may_take_place(int unit, ValueId operand, ValueId result) const {
   if (nodes.size() == 1) {
     const Node& node = graph.nodes[nodes[0]];
     const OpDef& op = op_of(node);
-    const int position = op.in_place_operand;
-    if (position >= 0 && result == node.results[0]) {
-      if (node.operands[position] != operand) return false;
+    // Its kernel takes an operand's place by intent.
+    const std::optional<size_t> position = op.in_place_operand ? op.in_place_operand : op.overwrites_operand;
+    if (position && result == node.results[0]) {
       for (size_t i = 0; i < node.operands.size(); ++i)
-        if (static_cast<int>(i) != position && node.operands[i] != kNone &&
-            places[node.operands[i]].storage == storage)
+        if (node.operands[i] != kNone && (places[node.operands[i]].storage == storage) != (i == *position))
           return false;
-      return true;
+      return node.operands[*position] == operand;
     }
   }
   // A row kernel of one op stores its row after all reductions, looking at the same elements again.

@@ -1,4 +1,5 @@
-// The CPU device: kernels compiled by Clang in the process, matrix products by oneDNN, both on one
+// The CPU device: kernels compiled by Clang in the process, matrix products by oneDNN (those of a single row
+// are kernels, too), both on one
 // OpenMP team of threads (libgomp's, which oneDNN uses as well, so that threads never wait for those
 // of another pool). Objects of one device may be prepared in parallel but run one at a time.
 #include <dnnl_config.h>
@@ -21,6 +22,7 @@
 #include "graph/error.h"
 #include "runtime/cpu/host_memory.h"
 #include "runtime/cpu/kernel_loader.h"
+#include "runtime/cpu/matvec_kernel.h"
 #include "runtime/cpu/onednn_matmul.h"
 #include "runtime/cpu/thread_count.h"
 #include "runtime/device.h"
@@ -108,6 +110,8 @@ class CpuDevice : public Device {
                                                  CompileStatistics* statistics) override;
 
   std::unique_ptr<Callable> matmul(const MatmulCall& call) override {
+    if (const std::optional<Kernel> kernel = matvec_kernel(call))
+      return std::move(compile({*kernel}, nullptr).front());
     return make_onednn_matmul(call, threads_, scratch_);
   }
 

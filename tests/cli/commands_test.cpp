@@ -76,6 +76,19 @@ TEST(CommandLine, ChecksTellThePlannedMemory) {
   expect_contains(result.err, "the states alone do not fit");
 }
 
+TEST(CommandLine, ShowsTheGraphsThatWriteText) {
+  const std::vector<std::string> dump = {"dump",  kModels + "llama.kumi", "--goal",  "decode",
+                                         "--set", "model.layers=1",       "--after", "decode"};
+  const std::string text = succeed(dump);
+  for (const char* part : {"graph prefill {", "graph decode {", "state cache \"cache.keys.model.layers.0\"",
+                           "= attention_cached(", "position: i32[] = input("})
+    expect_contains(text, part);
+  const CommandResult refused =
+      run_kumi({"dump", kModels + "mlp.kumi", "--goal", "decode", "--after", "decode"});
+  EXPECT_EQ(refused.status, 1) << refused.description();
+  expect_contains(refused.err, "running the pass decode");
+}
+
 TEST(CommandLine, ReportsAnOutputThatCannotBeWritten) {
   const CommandResult result =
       Process({"/bin/sh", "-c", kumi_binary().string() + " check " + kModels + "plamo.kumi > /dev/full"})
@@ -122,6 +135,8 @@ TEST_F(TrainedModel, Generates) {
   for (int i = 0; i < 100; ++i) longer += "ka no ";
   EXPECT_EQ(succeed({"generate", run(), longer, "--max-tokens", "5"}).find(longer), 0u);
   succeed({"generate", run(), "", "--max-tokens", "5"});
+  const CommandResult verbose = run_kumi({"generate", run(), "the", "--max-tokens", "5", "--verbose"});
+  expect_contains(verbose.err, " tokens/s, prompt of ");
   succeed({"generate", run() + "/checkpoints/step-00000038", "the", "--top-p", "0.5", "--max-tokens", "5"});
 }
 

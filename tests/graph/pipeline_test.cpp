@@ -35,8 +35,8 @@ TEST(Pipeline, TheTableIsComplete) {
     EXPECT_FALSE(pass.doc.empty() || pass.needs.empty() || pass.establishes.empty()) << pass.name;
   }
   EXPECT_EQ(names,
-            (std::vector<std::string>{"infer", "autodiff", "precision", "recompute", "optimizer", "shard",
-                                      "quantize_comm", "fuse", "schedule", "memory", "codegen"}));
+            (std::vector<std::string>{"infer", "decode", "autodiff", "precision", "recompute", "optimizer",
+                                      "shard", "quantize_comm", "fuse", "schedule", "memory", "codegen"}));
   EXPECT_NE(failure(small_model(), options_for(Goal::kForward), "fuze").find("did you mean 'fuse'?"),
             std::string::npos);
 }
@@ -71,6 +71,7 @@ TEST(Pipeline, RefusesAHistoryThatCannotBe) {
 TEST(Pipeline, RefusesAnotherGoal) {
   Module forward = run_pipeline(small_model(), options_for(Goal::kForward), "autodiff");
   EXPECT_NE(failure(forward, options_for(Goal::kGradient)).find("no graph 'gradient'"), std::string::npos);
+  EXPECT_NE(failure(forward, options_for(Goal::kDecode)).find("no graph 'decode'"), std::string::npos);
   Module gradient = run_pipeline(small_model(), options_for(Goal::kGradient), "optimizer");
   EXPECT_NE(failure(gradient, options_for(Goal::kTrain)).find("no graph 'update'"), std::string::npos);
 }

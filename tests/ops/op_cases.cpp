@@ -76,9 +76,9 @@ const std::vector<OpCase>& all_cases() {
   static const std::vector<OpCase> cases = [] {
     register_all_ops();
     std::vector<OpCase> all;
-    for (auto family :
-         {arithmetic_cases, attention_cases, embedding_cases, layout_cases, loss_cases, matmul_cases,
-          normalization_cases, optimizer_cases, reduction_cases, rope_cases, softmax_cases, state_cases})
+    for (auto family : {arithmetic_cases, attention_cases, cache_cases, embedding_cases, layout_cases,
+                        loss_cases, matmul_cases, normalization_cases, optimizer_cases, reduction_cases,
+                        rope_cases, softmax_cases, state_cases})
       for (OpCase& one : family()) all.push_back(std::move(one));
     return all;
   }();

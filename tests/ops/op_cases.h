@@ -58,6 +58,7 @@ Attribute list(const Sizes& numbers);
 
 std::vector<OpCase> arithmetic_cases();
 std::vector<OpCase> attention_cases();
+std::vector<OpCase> cache_cases();
 std::vector<OpCase> embedding_cases();
 std::vector<OpCase> layout_cases();
 std::vector<OpCase> loss_cases();

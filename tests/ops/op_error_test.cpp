@@ -57,6 +57,39 @@ struct Refusal {
   const char* message;
 };
 
+TEST(ShapeRules, OfACacheSayWhatDoesNotFit) {
+  const Type position{DType::I32, {}}, kept = f32({1, 2, 16, 8}), q = f32({1, 4, 3, 8});
+  EXPECT_EQ(infer("dynamic_slice", {f32({kSeq, kHidden}), position}, {{"size", kBatch}}),
+            "f32[batch, hidden=64]");
+  EXPECT_EQ(infer("cache_update", {kept, f32({1, 2, 3, 8}), position}), "f32[1, 2, 16, 8]");
+  EXPECT_EQ(infer("attention_cached", {q, kept, kept, position}), "f32[1, 4, 3, 8]");
+  const Refusal kTable[] = {
+      {"dynamic_slice", {kept, f32({})}, {{"size", Dim(1)}}, "'position' needs the type i32[], found f32[]"},
+      {"dynamic_slice", {kept, {DType::I32, {1}}}, {{"size", Dim(1)}}, "'position' needs the type i32[]"},
+      {"dynamic_slice", {kept, position}, {{"size", Dim(2)}}, "the slice has 2 elements on an axis of 1"},
+      {"dynamic_slice", {kept, position}, {{"size", Dim(0)}}, "'size' is 0"},
+      {"dynamic_slice", {kept, position}, {{"size", Dim(1)}, {"axis", Dim(4)}}, "there is no axis 4"},
+      {"cache_update", {kept, f32({1, 2, 17, 8}), position}, {}, "'piece' has 17 elements on an axis of 16"},
+      {"cache_update", {kept, f32({1, 3, 1, 8}), position}, {}, "must be alike but for axis 2"},
+      {"cache_update", {kept, {DType::BF16, {1, 2, 1, 8}}, position}, {}, "must be alike but for axis 2"},
+      {"cache_update", {kept, kept, kept}, {}, "'position' needs the type i32[]"},
+      {"attention_cached", {q, kept, f32({1, 2, 15, 8}), position}, {}, "need the same type"},
+      {"attention_cached", {f32({2, 4, 3, 8}), kept, kept, position}, {}, "batch sizes of q and keys differ"},
+      {"attention_cached", {f32({1, 4, 3, 6}), kept, kept, position}, {}, "head sizes of q and keys differ"},
+      {"attention_cached",
+       {f32({1, 3, 3, 8}), kept, kept, position},
+       {},
+       "a multiple of the key/value heads"},
+      {"attention_cached", {f32({1, 4, 17, 8}), kept, kept, position}, {}, "'q' has 17 elements"},
+      {"attention_cached", {f32({4, 3, 8}), kept, kept, position}, {}, "'q' needs the axes"},
+      {"rope", {q, f32({})}, {}, "'position' needs the type i32[], found f32[]"},
+  };
+  for (const Refusal& line : kTable) {
+    std::string message = infer(line.op, line.operands, line.attributes);
+    EXPECT_NE(message.find(line.message), std::string::npos) << line.op << ": " << message;
+  }
+}
+
 TEST(ShapeRules, SayWhatDoesNotFit) {
   const Type wide = f32({kBatch, kHidden}), other = f32({kBatch, kFfn}), ids{DType::I32, {kBatch}};
   const Refusal kTable[] = {

@@ -495,6 +495,11 @@ std::vector<MatmulCase> matmul_cases() {
       {"large enough for threads", dense(1, 200, 300, 400)},
       {"weight gradient", dense(1, 64, 96, 1000, true)},
       {"one row", dense(1, 1, 33, 17)},
+      {"one row, transposed B", dense(1, 1, 33, 17, false, true)},
+      {"one row, large enough for threads", dense(1, 1, 300, 700)},
+      {"one row, transposed B, large enough for threads", dense(1, 1, 300, 700, false, true)},
+      {"one row, whole blocks", dense(1, 1, 128, 256)},
+      {"one row of each", dense(3, 1, 20, 30)},
       {"one column", dense(1, 33, 1, 17)},
       {"one column, transposed A", dense(3, 33, 1, 17, true)},
       {"outer product", dense(1, 33, 17, 1)},
@@ -527,6 +532,11 @@ std::vector<MatmulCase> matmul_cases() {
   call = dense(1, 20, 15, 10);
   call.a_row_stride = 13, call.b_row_stride = 18, call.c_row_stride = 17;
   cases.push_back({"padded rows", call});
+  call = dense(1, 1, 15, 10);
+  call.a_column_stride = 3, call.b_row_stride = 18;
+  cases.push_back({"one row, strided, padded rows", call});
+  call.b_row_stride = 1, call.b_column_stride = 13;
+  cases.push_back({"one row, strided, padded columns", call});
   call = dense(2, 20, 15, 10);
   call.a_row_stride = 24, call.a_column_stride = 2, call.a_batch_stride = 500;
   call.b_row_stride = 3, call.b_column_stride = 31, call.b_batch_stride = 470;
