@@ -5,6 +5,7 @@
 #include "codegen/group_lowering.h"
 #include "codegen/kernel_builder.h"
 #include "codegen/plan.h"
+#include "graph/cost_model.h"
 #include "graph/reorder.h"
 #include "graph/uses.h"
 
@@ -108,7 +109,7 @@ class PlanMaker {
     Step step;
     step.node = unit.back();
     step.scope = node.scope;
-    for (NodeId n : unit) step.flops += cost_of(graph, graph.nodes[n]).flops;
+    step.cost = launch_cost(graph, uses, unit);
     if (op.matmul) {
       step.name = node.op;
       step.matmul = distinct(op.matmul(graph, node), &plan_.matmuls);
@@ -128,7 +129,6 @@ class PlanMaker {
 
   void add_buffer(const Graph& graph, ValueId value, Step* step) {
     step->buffers.push_back(slot(graph, value));
-    step->bytes += static_cast<double>(byte_count(graph.type(value)));
   }
 
   // Nothing of it is ever looked at.
@@ -185,7 +185,7 @@ class PlanMaker {
     step.scope = node.scope;
     step.kernel = add_kernel(program);
     step.buffers = buffers;
-    step.bytes = static_cast<double>(byte_count(type)) * static_cast<double>(buffers.size());
+    step.cost.bytes = static_cast<double>(byte_count(type)) * static_cast<double>(buffers.size());
     graph_plan->steps.push_back(std::move(step));
   }
 

@@ -19,6 +19,15 @@ std::string with_thousands(int64_t number) {
   return text;
 }
 
+std::string with_prefix(double number) {
+  const char* prefixes[] = {"", " k", " M", " G", " T", " P", " E"};
+  size_t i = 0;
+  for (; number >= 999.5 && i + 1 < std::size(prefixes); ++i) number /= 1000;
+  char text[64];
+  std::snprintf(text, sizeof text, i == 0 || number >= 99.95 ? "%.0f%s" : "%.1f%s", number, prefixes[i]);
+  return text;
+}
+
 std::string bytes_text(int64_t bytes) {
   const char* units[] = {"bytes", "KB", "MB", "GB", "TB", "PB", "EB"};
   double number = static_cast<double>(bytes);

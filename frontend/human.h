@@ -7,6 +7,7 @@
 namespace kumi {
 
 std::string with_thousands(int64_t number);  // "13,099,545,600"
+std::string with_prefix(double number);      // "26.4 G", "252 k", "7"
 std::string bytes_text(int64_t bytes);       // "312 KB", "26.2 GB"
 // "2GiB", "1.5 GB", "4096": the inverse, for settings. Throws Error for anything else.
 int64_t parse_bytes(const std::string& text);

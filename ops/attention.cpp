@@ -201,6 +201,7 @@ void register_attention_ops() {
             double head_dim = static_cast<double>(graph.type(node.operands[0]).shape[3].number());
             return score_count(graph, node) * (4 * head_dim + 5);
           },
+      .is_product = true,
       .reference = reference_attention,
       .kernel = [](KernelLowering& lowering) { lower_attention(lowering, attention_shape(lowering)); },
   });
@@ -227,6 +228,7 @@ void register_attention_ops() {
             double head_dim = static_cast<double>(graph.type(node.operands[0]).shape[3].number());
             return score_count(graph, node) * (10 * head_dim + 8);
           },
+      .is_product = true,
       .reference = reference_attention_grad,
       .kernel = [](KernelLowering& lowering) { lower_attention_grad(lowering, attention_shape(lowering)); },
   });
