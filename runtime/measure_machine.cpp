@@ -22,8 +22,8 @@ constexpr int64_t kLargestArray = 1 << 25;
 constexpr int64_t kArrayFactor = 4;  // from one to the next
 
 // Each measurement goes on until it has had this much time and this many runs.
-constexpr double kLeastSeconds = 0.2;
-constexpr int kLeastRuns = 3;
+constexpr double kLeastSeconds = 0.4;
+constexpr int kLeastRuns = 5;
 constexpr int kMostRuns = 2000;
 
 struct Measurement {
