@@ -12,7 +12,12 @@
 namespace kumi {
 namespace {
 
-constexpr int64_t kProductSize = 2048;        // rows and columns: 17 GFLOP
+// Rows and columns of the products: doubled until one takes long enough to have reached the full rate. Short
+// ones first: of many, some run undisturbed.
+constexpr int64_t kSmallestProduct = 1024;
+constexpr int64_t kLargestProduct = 4096;
+constexpr double kLongProduct = 20e-3;  // seconds
+
 constexpr int64_t kArithmeticSize = 1 << 17;  // elements; three arrays of 512 KiB
 constexpr int kArithmeticSteps = 11;  // multiplications and additions of each: few enough for one kernel
 constexpr int64_t kLaunchSize = 16;   // elements: nothing to do
@@ -81,8 +86,8 @@ Measurement measure(Device& device, const Type& type, const Build& build) {
   return best;
 }
 
-Type square(DType dtype) {
-  return {dtype, {Dim(kProductSize), Dim(kProductSize)}};
+Type square(DType dtype, int64_t size) {
+  return {dtype, {Dim(size), Dim(size)}};
 }
 
 Type array(int64_t size) {
@@ -113,13 +118,18 @@ MachineRates measure_machine(Device& device, Precision precision) {
   const auto rate = [&](double work, double seconds) {
     return work / std::max({seconds - machine.launch_seconds, 0.1 * seconds, 1e-9});
   };
-  const auto flops = [&](const Type& type, const Build& build) {
-    const Measurement measured = measure(device, type, build);
-    return rate(measured.cost.flops, measured.seconds);
+  const auto flops = [&](const Measurement& measured) { return rate(measured.cost.flops, measured.seconds); };
+  const auto product_flops = [&](DType dtype) {
+    double best = 0;
+    for (int64_t size = kSmallestProduct;; size *= 2) {
+      const Measurement measured = measure(device, square(dtype, size), product);
+      best = std::max(best, flops(measured));
+      if (measured.seconds > kLongProduct || size == kLargestProduct) return best;
+    }
   };
-  machine.f32_product_flops = flops(square(DType::F32), product);
-  if (precision == Precision::kBF16) machine.bf16_product_flops = flops(square(DType::BF16), product);
-  machine.element_flops = flops(array(kArithmeticSize), polynomial);
+  machine.f32_product_flops = product_flops(DType::F32);
+  if (precision == Precision::kBF16) machine.bf16_product_flops = product_flops(DType::BF16);
+  machine.element_flops = flops(measure(device, array(kArithmeticSize), polynomial));
   for (int64_t size = kSmallestArray;; size = std::min(size * kArrayFactor, kLargestArray)) {
     const Measurement measured = measure(device, array(size), sum);
     machine.bandwidths.push_back({measured.cost.bytes, rate(measured.cost.bytes, measured.seconds)});

@@ -228,7 +228,8 @@ TEST_F(ExecutorTest, RecordsATimelineUpToItsCapacity) {
   EXPECT_EQ(launches, (std::vector<size_t>{1, 2, 0}));
   for (size_t i = 0; i < timeline.size(); ++i) {
     EXPECT_LE(timeline[i].begin, timeline[i].end);
-    if (i > 0) EXPECT_LE(timeline[i - 1].end, timeline[i].begin);
+    if (i == 0) continue;
+    EXPECT_LE(timeline[i - 1].end, timeline[i].begin);
   }
   for (size_t i = 0; i < capacity; ++i) executor_->run("forward", feeds());
   EXPECT_EQ(timeline.size(), capacity);
