@@ -80,6 +80,14 @@ StepProfile describe(const Recipe& recipe, const TrainingStep& step, const Devic
   return profile;
 }
 
+MachineRates machine_of(Device& device, const Recipe& recipe) {
+  try {
+    return measure_machine(device, recipe.precision);
+  } catch (Error& error) {
+    throw error.while_doing("measuring what the device does at its best");
+  }
+}
+
 void measure_steps(Executor& executor, int64_t steps, StepProfile* profile) {
   const GraphPlan& gradient = executor.graph("gradient");
   const size_t launches = gradient.steps.size() * static_cast<size_t>(profile->accumulation) +
@@ -134,18 +142,17 @@ StepProfile profile_step(const Recipe& recipe, int64_t steps) {
   std::unique_ptr<Device> device = open_device(recipe.device);
   StepProfile profile = describe(recipe, step, *device);
   profile.model_flops = model_flops_of_token(recipe);
-  try {
-    profile.machine = measure_machine(*device, recipe.precision);
-  } catch (Error& error) {
-    throw error.while_doing("measuring what the device does at its best");
+  const MachineRates before = machine_of(*device, recipe);
+  {
+    Executor executor(std::move(step.plan), *device);
+    profile.compile = executor.compile_statistics();
+    profile.arena_bytes = executor.arena_bytes();
+    profile.state_bytes = executor.state_bytes();
+    initialize_states(recipe, executor);
+    measure_steps(executor, steps, &profile);
+    profile.launches = executor.profile();
   }
-  Executor executor(std::move(step.plan), *device);
-  profile.compile = executor.compile_statistics();
-  profile.arena_bytes = executor.arena_bytes();
-  profile.state_bytes = executor.state_bytes();
-  initialize_states(recipe, executor);
-  measure_steps(executor, steps, &profile);
-  profile.launches = executor.profile();
+  profile.machine = best_of(before, machine_of(*device, recipe));
   return profile;
 }
 

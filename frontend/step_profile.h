@@ -44,7 +44,8 @@ struct StepProfile {
   std::optional<double> model_flops_utilization() const;
 };
 
-// Measures the machine, then `steps` (at least 1) steps after two that warm up. Throws Error as
+// Measures `steps` (at least 1) steps after two that warm up, and the machine before and after, of which the
+// better counts: other work on it may have disturbed one of the two. Throws Error as
 // run_training does.
 StepProfile profile_step(const Recipe& recipe, int64_t steps);
 

@@ -27,7 +27,7 @@ constexpr int64_t kLargestArray = 1 << 25;
 constexpr int64_t kArrayFactor = 4;  // from one to the next
 
 // Each measurement goes on until it has had this much time and this many runs.
-constexpr double kLeastSeconds = 0.4;
+constexpr double kLeastSeconds = 0.25;
 constexpr int kLeastRuns = 5;
 constexpr int kMostRuns = 2000;
 
@@ -135,6 +135,18 @@ MachineRates measure_machine(Device& device, Precision precision) {
     machine.bandwidths.push_back({measured.cost.bytes, rate(measured.cost.bytes, measured.seconds)});
     if (size == kLargestArray) return machine;
   }
+}
+
+MachineRates best_of(const MachineRates& a, const MachineRates& b) {
+  MachineRates best = a;
+  best.f32_product_flops = std::max(a.f32_product_flops, b.f32_product_flops);
+  best.bf16_product_flops = std::max(a.bf16_product_flops, b.bf16_product_flops);
+  best.element_flops = std::max(a.element_flops, b.element_flops);
+  best.launch_seconds = std::min(a.launch_seconds, b.launch_seconds);
+  for (size_t i = 0; i < best.bandwidths.size(); ++i)
+    best.bandwidths[i].bytes_per_second =
+        std::max(best.bandwidths[i].bytes_per_second, b.bandwidths.at(i).bytes_per_second);
+  return best;
 }
 
 }  // namespace kumi

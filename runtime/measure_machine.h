@@ -16,4 +16,7 @@ namespace kumi {
 // measured only if `precision` uses them. The ops must be registered. Throws Error as Executor does.
 MachineRates measure_machine(Device& device, Precision precision);
 
+// Of two measurements of one device the better of each rate.
+MachineRates best_of(const MachineRates& a, const MachineRates& b);
+
 }  // namespace kumi

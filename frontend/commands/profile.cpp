@@ -56,7 +56,7 @@ void add_profile_command(CLI::App& app, CommandAction* run) {
       "The step is that of `kumi train`, fed with random tokens; no text is read, no checkpoint or log "
       "written.\n"
       "A kernel's roofline is the time that the machine would need for its FLOPs or its bytes, whichever is "
-      "more, as measured just before, over the time that it took.\n"
+      "more, as measured before and after, over the time that it took.\n"
       "Example: kumi profile models/plamo-tiny.txtpb --set model.layers=4 --trace trace.json");
   command->callback([run, options] { *run = [options] { return profile(*options); }; });
 }

@@ -32,6 +32,18 @@ TEST(MeasureMachine, GivesUsableRatesOnADeviceThatTakesNoTime) {
   EXPECT_EQ(device.allocations, 0);
 }
 
+TEST(MeasureMachine, TakesTheBestOfTwo) {
+  const MachineRates a{1, 20, 3, {{8, 5}, {16, 2}}, 1e-6}, b{2, 10, 4, {{8, 4}, {16, 3}}, 2e-6};
+  for (const MachineRates& best : {best_of(a, b), best_of(b, a)}) {
+    EXPECT_EQ(best.f32_product_flops, 2);
+    EXPECT_EQ(best.bf16_product_flops, 20);
+    EXPECT_EQ(best.element_flops, 4);
+    EXPECT_EQ(best.bandwidth(8), 5);
+    EXPECT_EQ(best.bandwidth(16), 3);
+    EXPECT_EQ(best.launch_seconds, 1e-6);
+  }
+}
+
 TEST(MeasureMachine, SaysWhenThereIsNotEnoughMemory) {
   register_all_ops();
   testing::FakeDevice device;
