@@ -6,6 +6,7 @@
 #include "codegen/iteration_space.h"
 #include "codegen/kernel_builder.h"
 #include "codegen/plan.h"
+#include "graph/cost_model.h"
 #include "graph/parts.h"
 #include "graph/reorder.h"
 #include "graph/uses.h"
@@ -118,7 +119,7 @@ class PlanMaker {
     Step step;
     step.node = unit.back();
     step.scope = node.scope;
-    for (NodeId n : unit) step.flops += cost_of(graph, graph.nodes[n]).flops;
+    step.cost = launch_cost(graph, uses, unit);
     if (op.matmul) {
       step.name = node.op;
       step.matmul = distinct(op.matmul(graph, node), &plan_.matmuls);
@@ -130,7 +131,6 @@ class PlanMaker {
       step.name = lowered.program.name;
       step.kernel = add_kernel(lowered.program);
       for (ValueId value : lowered.buffers) add_buffer(graph, value, &step);
-      if (op.in_place_operand) step.bytes = cost_of(graph, node).bytes;
     } else {
       throw Error("the op '" + node.op + "' has no lowering");
     }
@@ -139,7 +139,6 @@ class PlanMaker {
 
   void add_buffer(const Graph& graph, ValueId value, Step* step) {
     step->buffers.push_back(slot(graph, value));
-    step->bytes += static_cast<double>(byte_count(graph.type(value)));
   }
 
   // Nothing of it is ever looked at.
@@ -251,7 +250,7 @@ class PlanMaker {
     step.scope = node.scope;
     step.kernel = add_kernel(program);
     step.buffers = buffers;
-    step.bytes = static_cast<double>(byte_count(type)) * static_cast<double>(buffers.size());
+    step.cost.bytes = static_cast<double>(byte_count(type)) * static_cast<double>(buffers.size());
     graph_plan->steps.push_back(std::move(step));
   }
 

@@ -31,8 +31,7 @@ struct Step {
   int32_t kernel = kNone;  // index into Plan::kernels
   int32_t matmul = kNone;  // index into Plan::matmuls
   std::vector<BufferSlot> buffers;
-  double flops = 0;
-  double bytes = 0;  // read and written
+  Cost cost;
 
   bool operator==(const Step&) const = default;
 };

@@ -75,8 +75,10 @@ proto::Plan to_proto(const Plan& plan) {
       if (step.kernel != kNone) added->set_kernel(step.kernel);
       if (step.matmul != kNone) added->set_matmul(step.matmul);
       for (const BufferSlot& slot : step.buffers) to_proto(plan, slot, added->add_buffers());
-      added->set_flops(step.flops);
-      added->set_bytes(step.bytes);
+      added->set_flops(step.cost.flops);
+      added->set_bytes(step.cost.bytes);
+      added->set_product_flops(step.cost.product_flops);
+      if (step.cost.product_flops > 0) added->set_product_dtype(to_string(step.cost.product_dtype));
     }
   }
   return out;

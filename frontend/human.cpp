@@ -11,6 +11,15 @@
 
 namespace kumi {
 
+std::string with_prefix(double number) {
+  const char* prefixes[] = {"", " k", " M", " G", " T", " P", " E"};
+  size_t i = 0;
+  for (; number >= 999.5 && i + 1 < std::size(prefixes); ++i) number /= 1000;
+  char text[64];
+  std::snprintf(text, sizeof text, i == 0 || number >= 99.95 ? "%.0f%s" : "%.1f%s", number, prefixes[i]);
+  return text;
+}
+
 int64_t parse_bytes(const std::string& text) {
   static const std::map<std::string, double> units = {
       {"", 1},      {"B", 1},        {"KB", 1e3},     {"MB", 1e6},     {"GB", 1e9},

@@ -8,6 +8,7 @@
 
 namespace kumi {
 
+std::string with_prefix(double number);  // "26.4 G", "252 k", "7"
 // "2GiB", "1.5 GB", "4096": the inverse of bytes_text(), for settings. Throws Error for anything else.
 int64_t parse_bytes(const std::string& text);
 std::string duration_text(double seconds);  // "45s", "1m32s", "2h05m", "3d04h"

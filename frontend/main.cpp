@@ -19,6 +19,7 @@ int run(int argc, char** argv) {
   kumi::add_dump_command(app, &action);
   kumi::add_run_command(app, &action);
   kumi::add_train_command(app, &action);
+  kumi::add_profile_command(app, &action);
   kumi::add_generate_command(app, &action);
   kumi::add_tokenizer_command(app, &action);
   kumi::add_ops_command(app, &action);

@@ -6,21 +6,18 @@
 #include <cmath>
 #include <cstdio>
 #include <iostream>
-#include <map>
-#include <nlohmann/json.hpp>
 
-#include "codegen/plan.h"
 #include "frontend/files.h"
 #include "frontend/human.h"
-#include "frontend/model_file.h"
 #include "frontend/process_memory.h"
+#include "frontend/profile_report.h"
 #include "frontend/progress.h"
 #include "frontend/stop_signals.h"
 #include "frontend/training_data.h"
+#include "frontend/training_step.h"
 #include "graph/memory_report.h"
 #include "runtime/atomic_file.h"
 #include "runtime/checkpoint.h"
-#include "runtime/initialize.h"
 #include "runtime/json_log.h"
 #include "runtime/tensorboard.h"
 #include "runtime/trainer.h"
@@ -30,29 +27,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-const PlanPort& token_port(const Plan& plan) {
-  const GraphPlan* gradient = nullptr;
-  for (const GraphPlan& graph : plan.graphs)
-    if (graph.name == "gradient") gradient = &graph;
-  if (gradient == nullptr) throw Error("the plan has no graph 'gradient'");
-  const PlanPort* tokens = nullptr;
-  bool labels = false;
-  for (const PlanPort& port : gradient->inputs) {
-    if (port.type.dtype != DType::I32 || port.type.rank() != 2 ||
-        (port.name != "tokens" && port.name != "labels"))
-      throw Error(concat("the model has an input '", port.name, ": ", display(port.type),
-                         "', which training cannot feed"))
-          .expected("the inputs tokens and labels, i32[batch, seq]");
-    labels = labels || port.name == "labels";
-    if (port.name == "tokens") tokens = &port;
-  }
-  if (tokens == nullptr || !labels)
-    throw Error(concat("the model has no input '", tokens == nullptr ? "tokens" : "labels", "'"))
-        .expected("the inputs tokens and labels, i32[batch, seq]");
-  if (!tokens->range) throw Error("the model's input 'tokens' is not used as an index into a table");
-  return *tokens;
-}
-
 class TrainingRun {
  public:
   TrainingRun(const Recipe& recipe, const TrainingRequest& request, std::ostream& out)
@@ -61,16 +35,19 @@ class TrainingRun {
   int run() {
     check_outputs();
     find_checkpoint();
-    make_plan_of_step();
+    planned_ = plan_training_step(recipe_);
+    parameters_ = parameter_count(planned_.plan.module);
     open_data();
     std::unique_ptr<Device> device = open_device(recipe_.device);
     resident_before_ = resident_bytes();
-    Executor executor(std::move(plan_), *device);
+    Executor executor(std::move(planned_.plan), *device);
     executor.set_profiling(!request_.profile_file.empty());
     first_states(executor);
     print_summary(executor, *device);
     const int status = train_steps(executor);
-    if (!request_.profile_file.empty()) write_profile(executor);
+    if (!request_.profile_file.empty())
+      write_file_atomically(request_.profile_file,
+                            kernel_times_json(executor.profile(), executor.compile_statistics()));
     return status;
   }
 
@@ -101,22 +78,11 @@ class TrainingRun {
       say("note: the recipe is not the same as when the checkpoint was saved");
   }
 
-  void make_plan_of_step() {
-    Module module = load_model(recipe_.model, recipe_.settings);
-    plan_ = make_plan(run_pipeline(std::move(module), training_options(recipe_)));
-    const PlanPort& tokens = token_port(plan_);
-    const std::vector<int64_t> shape = numbers(tokens.type.shape);
-    batch_ = shape[0];
-    seq_ = shape[1];
-    vocab_ = tokens.range->limit;
-    parameters_ = parameter_count(plan_.module);
-  }
-
   void open_data() {
     DataRequest request;
-    request.batch = batch_;
-    request.seq = seq_;
-    request.vocab = vocab_;
+    request.batch = planned_.batch;
+    request.seq = planned_.seq;
+    request.vocab = planned_.vocab;
     request.log = [&](const std::string& line) { say(line); };
     if (checkpoint_ && !checkpoint_->info.tokenizer_file.empty())
       request.tokenizer = checkpoint_->tokenizer();
@@ -130,20 +96,15 @@ class TrainingRun {
       throw Error(concat("the data ends before step ", steps_, ": it has batches for ",
                          done + *left / accumulation, " steps"))
           .at({recipe_.batches})
-          .hint(accumulation > 1 ? concat("a step takes ", accumulation, " batches of ", batch_) : "");
+          .hint(accumulation > 1 ? concat("a step takes ", accumulation, " batches of ", planned_.batch)
+                                 : "");
   }
 
   void first_states(Executor& executor) {
-    if (checkpoint_) {
+    if (checkpoint_)
       restore_checkpoint(*checkpoint_, executor);
-      return;
-    }
-    for (const State& state : executor.plan().states) {
-      if (state.initializer.kind == Initializer::kZeros) continue;
-      if (state.kind == State::kWeight && !recipe_.init_from.empty()) continue;
-      executor.write_state(state.name, initial_value(state, recipe_.seed).data());
-    }
-    if (!recipe_.init_from.empty()) load_states(SafetensorsFile(recipe_.init_from), State::kWeight, executor);
+    else
+      initialize_states(recipe_, executor);
   }
 
   void print_summary(const Executor& executor, const Device& device) {
@@ -161,11 +122,11 @@ class TrainingRun {
     say(concat("data      ", data_.description));
     if (data_.unigram_entropy)
       std::snprintf(text, sizeof text, "unigram entropy %.4f nats, ln(vocab) %.4f", *data_.unigram_entropy,
-                    std::log(static_cast<double>(vocab_)));
+                    std::log(static_cast<double>(planned_.vocab)));
     else
-      std::snprintf(text, sizeof text, "ln(vocab) %.4f", std::log(static_cast<double>(vocab_)));
+      std::snprintf(text, sizeof text, "ln(vocab) %.4f", std::log(static_cast<double>(planned_.vocab)));
     say(concat("baseline  ", text));
-    say(concat("step      ", batch_, " x ", seq_, " tokens",
+    say(concat("step      ", planned_.batch, " x ", planned_.seq, " tokens",
                accumulation > 1 ? concat(" x ", accumulation, " micro-batches") : "", ", ", steps_,
                " steps"));
     if (checkpoint_)
@@ -261,8 +222,8 @@ class TrainingRun {
     info.step = step;
     info.position = data_.batches->position();
     info.seed = recipe_.seed;
-    info.batch = batch_;
-    info.seq = seq_;
+    info.batch = planned_.batch;
+    info.seq = planned_.seq;
     info.recipe = recipe_.text;
     info.model_file = "model" + recipe_.model.extension().string();
     info.settings = recipe_.settings;
@@ -274,70 +235,18 @@ class TrainingRun {
     return save_checkpoint(checkpoints(), info, files, executor, recipe_.checkpoint_keep);
   }
 
-  // The time of each kernel over the whole run, longest first, as JSON.
-  void write_profile(const Executor& executor) const {
-    struct Sum {
-      int64_t runs = 0;
-      double seconds = 0, flops = 0, bytes = 0;
-    };
-    std::map<std::pair<std::string, std::string>, Sum> sums;
-    double total = 0;
-    for (const StepTime& time : executor.profile()) {
-      Sum& sum = sums[{time.graph, time.name}];
-      sum.runs += time.runs;
-      sum.seconds += time.seconds;
-      sum.flops += time.flops * static_cast<double>(time.runs);
-      sum.bytes += time.bytes * static_cast<double>(time.runs);
-      total += time.seconds;
-    }
-    const CompileStatistics& compiled = executor.compile_statistics();
-    nlohmann::ordered_json json;
-    json["seconds"] = total;
-    json["compile"] = {{"kernels", compiled.kernels},
-                       {"distinct", compiled.distinct},
-                       {"cache_hits", compiled.cache_hits},
-                       {"seconds", compiled.seconds}};
-    std::vector<std::pair<double, nlohmann::ordered_json>> rows;
-    for (const auto& [key, sum] : sums)
-      rows.push_back({sum.seconds,
-                      {{"graph", key.first},
-                       {"kernel", key.second},
-                       {"launches", sum.runs},
-                       {"seconds", sum.seconds},
-                       {"share", total > 0 ? sum.seconds / total : 0},
-                       {"gflops", sum.seconds > 0 ? sum.flops / sum.seconds * 1e-9 : 0},
-                       {"gigabytes_per_second", sum.seconds > 0 ? sum.bytes / sum.seconds * 1e-9 : 0}}});
-    std::stable_sort(rows.begin(), rows.end(),
-                     [](const auto& a, const auto& b) { return a.first > b.first; });
-    json["kernels"] = nlohmann::ordered_json::array();
-    for (auto& row : rows) json["kernels"].push_back(std::move(row.second));
-    write_file_atomically(request_.profile_file, json.dump(2) + "\n");
-  }
-
   const Recipe& recipe_;
   const TrainingRequest& request_;
   std::ostream& out_;
   std::optional<Checkpoint> checkpoint_;
-  Plan plan_;
+  TrainingStep planned_;
   TrainingData data_;
   int64_t resident_before_ = 0;  // bytes of the process when the executor was made
-  int64_t batch_ = 0, seq_ = 0, vocab_ = 0, parameters_ = 0, steps_ = 0;
+  int64_t parameters_ = 0, steps_ = 0;
   std::optional<double> last_loss_;
 };
 
 }  // namespace
-
-PlanOptions training_options(const Recipe& recipe) {
-  PlanOptions options = planning_options(recipe);
-  options.goal = Goal::kTrain;
-  if (!recipe.batches.empty()) {
-    const std::vector<int64_t> shape = batches_shape(recipe.batches);
-    options.sizes = {{"batch", shape[1]}, {"seq", shape[2]}};
-  }
-  if (recipe.batch) options.sizes["batch"] = *recipe.batch;
-  if (recipe.seq) options.sizes["seq"] = *recipe.seq;
-  return options;
-}
 
 int run_training(const Recipe& recipe, const TrainingRequest& request, std::ostream& out) {
   return TrainingRun(recipe, request, out).run();

@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "frontend/recipe.h"
-#include "graph/pipeline.h"
 
 namespace kumi {
 
@@ -21,10 +20,6 @@ struct TrainingRequest {
   std::filesystem::path profile_file;  // "": none
   std::string command;                 // as the user can repeat it, without --resume
 };
-
-// How the recipe's training step is planned: goal, optimizer, free sizes `batch` and `seq` (from the
-// recipe, else from the batches file, else the model's defaults).
-PlanOptions training_options(const Recipe& recipe);
 
 // Runs it, with messages for people on `out`. Returns the exit status: kExitInterrupted if SIGINT or
 // SIGTERM came (a checkpoint was saved, if the recipe has an output), else kExitSuccess.

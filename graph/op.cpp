@@ -5,6 +5,8 @@
 #include <cmath>
 #include <map>
 
+#include "graph/uses.h"
+
 namespace kumi {
 namespace {
 
@@ -172,8 +174,7 @@ Cost cost_of(const Graph& graph, const Node& node) {
   const OpDef& op = op_of(node);
   Cost cost;
   if (op.is_view || op.is_state_access) return cost;
-  for (ValueId operand : node.operands)
-    if (operand != kNone) cost.bytes += static_cast<double>(byte_count(graph.type(operand)));
+  for (size_t i = 0; i < node.operands.size(); ++i) cost.bytes += bytes_read(graph, node, i);
   for (ValueId result : node.results) cost.bytes += static_cast<double>(byte_count(graph.type(result)));
   if (op.in_place_operand) {  // of which as much is written as the other operands have
     const auto whole = static_cast<double>(byte_count(graph.type(node.results[0])));
@@ -184,7 +185,23 @@ Cost cost_of(const Graph& graph, const Node& node) {
   else
     for (ValueId result : node.results)
       cost.flops += static_cast<double>(element_count(graph.type(result).shape).number());
+  if (op.is_product) {
+    cost.product_flops = cost.flops;
+    cost.product_dtype = graph.type(node.operands[0]).dtype;
+  }
   return cost;
+}
+
+double bytes_read(const Graph& graph, const Node& node, size_t operand) {
+  if (node.operands[operand] == kNone) return 0;
+  const Type& type = graph.type(node.operands[operand]);
+  int64_t elements = element_count(type.shape).number();
+  if (fusion_of(graph, node) == Fusion::kIndexing) {
+    int64_t picked = 0;
+    for (ValueId result : node.results) picked += element_count(graph.type(result).shape).number();
+    elements = std::min(elements, picked);
+  }
+  return static_cast<double>(elements) * static_cast<double>(size_of(type.dtype));
 }
 
 }  // namespace kumi

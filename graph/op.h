@@ -66,10 +66,14 @@ struct GradientContext {
   std::vector<bool> needed;
 };
 
-// Work of one execution, for the cost model. Multiply and add count as two FLOPs.
+// Work of one execution, for the cost model (graph/cost_model.h). Multiply and add count as two FLOPs.
 struct Cost {
   double flops = 0;
-  double bytes = 0;  // read and written, each tensor once
+  double bytes = 0;                  // read and written, each tensor once
+  double product_flops = 0;          // of the flops, those of matrix products
+  DType product_dtype = DType::F32;  // of the products' operands
+
+  bool operator==(const Cost&) const = default;
 };
 
 // A tensor of the reference semantics: double precision, row-major.
@@ -131,6 +135,8 @@ struct OpDef {
   std::function<std::vector<ValueId>(GradientContext&)> gradient = nullptr;
   // Null: one FLOP a result element; bytes are always those of operands and results.
   std::function<double(const Graph&, const Node&)> flops = nullptr;
+  // Almost all of them are those of matrix products, which machines do faster than others.
+  bool is_product = false;
   std::function<void(const ReferenceContext&)> reference = nullptr;
 
   OpPrecision precision = OpPrecision::kFull;
@@ -187,5 +193,9 @@ std::vector<Type> infer_types(const OpDef& op, const std::vector<const Type*>& o
                               Attributes* attributes);
 
 Cost cost_of(const Graph& graph, const Node& node);
+
+// Bytes that the node reads of an operand: all, but where it picks elements (Fusion::kIndexing) no more
+// elements than its results have. An embedding reads the rows that it takes, not the table.
+double bytes_read(const Graph& graph, const Node& node, size_t operand);
 
 }  // namespace kumi

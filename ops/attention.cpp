@@ -243,6 +243,7 @@ void register_attention_ops() {
             double head_dim = static_cast<double>(graph.type(node.operands[0]).shape[3].number());
             return score_count(graph, node) * (4 * head_dim + 5);
           },
+      .is_product = true,
       .reference = reference_attention,
       .precision = OpPrecision::kLow,
       .takes_strides = true,
@@ -272,6 +273,7 @@ void register_attention_ops() {
             double head_dim = static_cast<double>(graph.type(node.operands[0]).shape[3].number());
             return score_count(graph, node) * (10 * head_dim + 8);
           },
+      .is_product = true,
       .reference = reference_attention_grad,
       .precision = OpPrecision::kLow,
       .takes_strides = true,

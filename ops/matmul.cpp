@@ -229,6 +229,7 @@ void register_matmul_ops() {
                 static_cast<double>(p.batch()) * static_cast<double>(p.m) * static_cast<double>(p.n);
             return 2 * results * static_cast<double>(p.k) + (has_bias(node) ? results : 0);
           },
+      .is_product = true,
       .reference = reference_matmul,
       .precision = OpPrecision::kLow,
       .takes_strides = true,

@@ -56,6 +56,11 @@ const Feed* find_feed(std::span<const Feed> feeds, const std::string& name) {
   return nullptr;
 }
 
+int64_t steady_nanoseconds() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
+}
+
 std::vector<std::string> names_of(const std::vector<PlanPort>& ports) {
   std::vector<std::string> names;
   for (const PlanPort& port : ports) names.push_back(port.name);
@@ -149,17 +154,25 @@ void Executor::run(std::string_view name, std::span<const Feed> feeds) {
   const size_t index = graph_index(name);
   copy_inputs(plan_.graphs[index], feeds);
   last_run_ = &plan_.graphs[index];
-  if (!profiling_) {
+  if (profiling_)
+    run_timed(index);
+  else
     for (Launch& launch : launches_[index]) launch.callable->run(launch.buffers.data());
-    return;
-  }
-  auto before = std::chrono::steady_clock::now();
-  for (Launch& launch : launches_[index]) {
+}
+
+void Executor::run_timed(size_t graph) {
+  size_t number = 0;
+  for (size_t g = 0; g < graph; ++g) number += launches_[g].size();
+  LaunchSpan span;
+  span.begin = steady_nanoseconds();
+  for (Launch& launch : launches_[graph]) {
     launch.callable->run(launch.buffers.data());
-    const auto after = std::chrono::steady_clock::now();
-    launch.seconds += std::chrono::duration<double>(after - before).count();
+    span.end = steady_nanoseconds();
+    span.launch = number++;
+    launch.seconds += span.seconds();
     ++launch.runs;
-    before = after;
+    if (timeline_ != nullptr && timeline_->size() < timeline_->capacity()) timeline_->push_back(span);
+    span.begin = span.end;
   }
 }
 
@@ -228,8 +241,7 @@ std::vector<StepTime> Executor::profile() const {
     for (size_t i = 0; i < plan_.graphs[g].steps.size(); ++i) {
       const Step& step = plan_.graphs[g].steps[i];
       const Launch& launch = launches_[g][i];
-      times.push_back(
-          {plan_.graphs[g].name, step.name, step.scope, launch.runs, launch.seconds, step.flops, step.bytes});
+      times.push_back({plan_.graphs[g].name, step.name, step.scope, launch.runs, launch.seconds, step.cost});
     }
   return times;
 }

@@ -27,8 +27,16 @@ struct StepTime {
   std::string scope;
   int64_t runs = 0;
   double seconds = 0;
-  double flops = 0;  // of one run
-  double bytes = 0;
+  Cost cost;  // of one run
+};
+
+// When a launch ran, in nanoseconds of the steady clock.
+struct LaunchSpan {
+  size_t launch = 0;  // index into Executor::profile()
+  int64_t begin = 0;
+  int64_t end = 0;
+
+  double seconds() const { return static_cast<double>(end - begin) * 1e-9; }
 };
 
 class Executor {
@@ -61,8 +69,13 @@ class Executor {
   int64_t arena_bytes() const { return arena_bytes_; }
   int64_t state_bytes() const { return state_bytes_; }
 
-  // From now on every launch is timed.
-  void set_profiling(bool on) { profiling_ = on; }
+  // From now on every launch is timed. It is appended to `timeline` as well, if there is one, until that
+  // has reached its capacity: a run allocates nothing. The timeline must outlive the runs.
+  void set_profiling(bool on, std::vector<LaunchSpan>* timeline = nullptr) {
+    profiling_ = on;
+    timeline_ = timeline;
+  }
+  // Of all launches: those of each graph in their order, the graphs in that of the plan.
   std::vector<StepTime> profile() const;
 
  private:
@@ -85,6 +98,7 @@ class Executor {
   const PlanPort& output_port(std::string_view name) const;
   size_t state_index(const std::string& name) const;
   void copy_inputs(const GraphPlan& graph, std::span<const Feed> feeds);
+  void run_timed(size_t graph);
 
   Plan plan_;
   Device& device_;
@@ -99,6 +113,7 @@ class Executor {
   CompileStatistics statistics_;
   const GraphPlan* last_run_ = nullptr;
   bool profiling_ = false;
+  std::vector<LaunchSpan>* timeline_ = nullptr;
 };
 
 }  // namespace kumi

@@ -15,16 +15,6 @@
 namespace kumi {
 namespace {
 
-// 26.4e9 -> "26.4 G".
-std::string with_prefix(double number) {
-  const char* prefixes[] = {"", " k", " M", " G", " T", " P", " E"};
-  size_t i = 0;
-  for (; number >= 999.5 && i + 1 < std::size(prefixes); ++i) number /= 1000;
-  char text[64];
-  std::snprintf(text, sizeof text, i == 0 || number >= 99.95 ? "%.0f%s" : "%.1f%s", number, prefixes[i]);
-  return text;
-}
-
 void print_interface(const Module& module) {
   const Graph& graph = main_graph(module);
   std::vector<std::string> sizes, inputs, outputs;

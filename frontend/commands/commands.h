@@ -17,6 +17,7 @@ void add_check_command(CLI::App& app, CommandAction* run);
 void add_dump_command(CLI::App& app, CommandAction* run);
 void add_run_command(CLI::App& app, CommandAction* run);
 void add_train_command(CLI::App& app, CommandAction* run);
+void add_profile_command(CLI::App& app, CommandAction* run);
 void add_generate_command(CLI::App& app, CommandAction* run);
 void add_tokenizer_command(CLI::App& app, CommandAction* run);
 void add_ops_command(CLI::App& app, CommandAction* run);

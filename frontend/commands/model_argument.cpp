@@ -4,7 +4,7 @@
 
 #include "frontend/model_file.h"
 #include "frontend/recipe.h"
-#include "frontend/training_run.h"
+#include "frontend/training_step.h"
 #include "runtime/atomic_file.h"
 
 namespace kumi {

@@ -7,15 +7,15 @@
 #include <memory>
 
 #include "frontend/commands/commands.h"
-#include "frontend/commands/model_argument.h"
+#include "frontend/commands/recipe_argument.h"
 #include "frontend/training_run.h"
 
 namespace kumi {
 namespace {
 
 struct TrainOptions {
-  std::string recipe, model, log, export_file, profile;
-  std::vector<std::string> settings;
+  RecipeArgument recipe;
+  std::string log, export_file, profile;
   bool resume = false;
 };
 
@@ -31,12 +31,12 @@ std::string shell_word(const std::string& word) {
 }
 
 std::string command_line(const TrainOptions& options) {
-  std::string line = "kumi train " + shell_word(options.recipe);
+  std::string line = "kumi train " + shell_word(options.recipe.path);
   auto add = [&line](const char* name, const std::string& value) {
     if (!value.empty()) line += concat(" ", name, " ", shell_word(value));
   };
-  add("--model", options.model);
-  for (const std::string& setting : options.settings) add("--set", setting);
+  add("--model", options.recipe.model);
+  for (const std::string& setting : options.recipe.settings) add("--set", setting);
   add("--log", options.log);
   add("--export", options.export_file);
   add("--profile", options.profile);
@@ -44,15 +44,9 @@ std::string command_line(const TrainOptions& options) {
 }
 
 int train(const TrainOptions& options) {
-  if (options.recipe.ends_with(".kumi"))
-    throw Error("this is a model; what is trained is a recipe")
-        .at({options.recipe})
-        .hint("name the model in the recipe, or with --model: kumi train RECIPE --model " + options.recipe);
   std::vector<Override> overrides;
-  if (!options.model.empty()) overrides.push_back({"model.path", options.model});
   if (!options.log.empty()) overrides.push_back({"log.file", options.log});
-  for (const std::string& text : options.settings) overrides.push_back(parse_override(text));
-  const Recipe recipe = load_recipe(options.recipe, overrides);
+  const Recipe recipe = open_recipe(options.recipe, overrides);
   TrainingRequest request;
   request.resume = options.resume;
   request.export_file = options.export_file;
@@ -66,13 +60,7 @@ int train(const TrainOptions& options) {
 void add_train_command(CLI::App& app, CommandAction* run) {
   auto options = std::make_shared<TrainOptions>();
   CLI::App* command = app.add_subcommand("train", "Trains a model as a recipe says");
-  command->add_option("RECIPE", options->recipe, "a recipe (frontend/recipe.proto, in text format)")
-      ->required();
-  command->add_option("--model", options->model, "the model's source, instead of the recipe's")
-      ->type_name("FILE");
-  add_repeated(command, "--set", &options->settings,
-               "sets a field of the recipe (optimizer.clip=0.5) or a parameter of the model "
-               "(model.hidden=256); repeatable. Paths are relative to the working directory");
+  add_recipe_argument(command, &options->recipe);
   command->add_flag("--resume", options->resume, "goes on from the newest checkpoint of the recipe's output");
   command->add_option("--log", options->log, "the log, one JSON object a step; default <output>/log.jsonl")
       ->type_name("FILE");

@@ -2,11 +2,14 @@
 """The peer of `scripts/bench cpu --peer`: the same PLaMo, batch and optimizer in PyTorch.
 
 Prints one line of JSON: tokens_per_second (median over the timed steps), losses of first and last
-step, threads, and the library that multiplies its matrices. Eager mode, F32, torch.optim.AdamW(foreach=True) and clip_grad_norm_, on random tokens.
+step, peak_bytes (the most that was resident), precision, threads, and the library that multiplies its
+matrices. Eager mode, torch.optim.AdamW(foreach=True) and clip_grad_norm_, on random tokens. In bf16 the
+forward pass runs under torch.autocast, with f32 weights and an f32 loss.
 """
 import argparse
 import json
 import os
+import resource
 import statistics
 import time
 
@@ -90,6 +93,7 @@ def main():
         p.add_argument(f"--{name}", type=int, default=default)
     p.add_argument("--eps", type=float, default=1e-6)
     p.add_argument("--rope_base", type=float, default=10000.0)
+    p.add_argument("--precision", choices=["f32", "bf16"], default="f32")
     a = p.parse_args()
     if a.threads:
         torch.set_num_threads(a.threads)
@@ -103,7 +107,9 @@ def main():
     for step in range(a.steps + 2):  # two to warm up
         batch = torch.randint(0, a.vocab, (a.batch, a.seq + 1))
         begin = time.perf_counter()
-        loss = F.cross_entropy(model(batch[:, :-1]).view(-1, a.vocab), batch[:, 1:].reshape(-1))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=a.precision == "bf16"):
+            logits = model(batch[:, :-1])
+        loss = F.cross_entropy(logits.float().view(-1, a.vocab), batch[:, 1:].reshape(-1))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -113,7 +119,8 @@ def main():
             seconds.append(time.perf_counter() - begin)
     print(json.dumps({"tokens_per_second": round(a.batch * a.seq / statistics.median(seconds), 1),
                       "first_loss": round(losses[0], 4), "last_loss": round(losses[-1], 4),
-                      "threads": torch.get_num_threads(), "torch": torch.__version__, "blas": blas_library()}))
+                      "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                      "precision": a.precision, "threads": torch.get_num_threads(), "torch": torch.__version__, "blas": blas_library()}))
 
 
 if __name__ == "__main__":

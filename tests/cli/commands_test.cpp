@@ -33,6 +33,7 @@ TEST(CommandLine, WrongUseEndsWithStatusTwo) {
       {"dump", kModels + "plamo.kumi", "--after", "fuse", "--all", "folder"},
       {"run", kModels + "plamo.kumi"},
       {"train"},
+      {"profile"},
       {"generate", "run"},
       {"generate", "run", "prompt", "--max-tokens", "-1"},
       {"tokenizer"},
@@ -48,7 +49,7 @@ TEST(CommandLine, WrongUseEndsWithStatusTwo) {
 TEST(CommandLine, HelpShowsAnExampleOfEveryCommand) {
   expect_contains(succeed({"--help"}), "train");
   expect_contains(succeed({"--version"}), "kumi ");
-  for (const char* command : {"check", "dump", "run", "train", "generate", "tokenizer"})
+  for (const char* command : {"check", "dump", "run", "train", "profile", "generate", "tokenizer"})
     expect_contains(succeed({command, "--help"}), "Example: kumi " + std::string(command));
 }
 

@@ -73,7 +73,8 @@ TEST_F(Scripts, PlotSaysWhatIsWrongWithALog) {
 TEST_F(Scripts, BenchExplainsItself) {
   const CommandResult result = run("bench", {"--help"});
   EXPECT_EQ(result.status, 0) << result.description();
-  EXPECT_NE(result.out.find("--peer"), std::string::npos);
+  for (const char* option : {"--peer", "--wide"})
+    EXPECT_NE(result.out.find(option), std::string::npos) << result.out;
 }
 
 }  // namespace

@@ -61,8 +61,7 @@ Plan hand_made_plan() {
   scale.scope = "layers.0";
   scale.kernel = 0;
   scale.buffers = {x, weight, y, total};
-  scale.flops = 12;
-  scale.bytes = 76;
+  scale.cost = {.flops = 12, .bytes = 76};
   forward.steps = {scale};
   GraphPlan update;
   update.name = "update";
@@ -213,9 +212,29 @@ TEST_F(ExecutorTest, TimesLaunchesWhenAsked) {
   EXPECT_EQ(times[0].scope, "layers.0");
   EXPECT_EQ(times[0].runs, 3);
   EXPECT_GE(times[0].seconds, 0);
-  EXPECT_EQ(times[0].flops, 12);
-  EXPECT_EQ(times[0].bytes, 76);
+  EXPECT_EQ(times[0].cost, (Cost{.flops = 12, .bytes = 76}));
   EXPECT_EQ(times[1].runs, 0);
+}
+
+TEST_F(ExecutorTest, RecordsATimelineUpToItsCapacity) {
+  std::vector<LaunchSpan> timeline;
+  timeline.reserve(4);
+  const size_t capacity = timeline.capacity();
+  executor_->set_profiling(true, &timeline);
+  executor_->run("update", {});
+  executor_->run("forward", feeds());
+  std::vector<size_t> launches;
+  for (const LaunchSpan& span : timeline) launches.push_back(span.launch);
+  EXPECT_EQ(launches, (std::vector<size_t>{1, 2, 0}));
+  for (size_t i = 0; i < timeline.size(); ++i) {
+    EXPECT_LE(timeline[i].begin, timeline[i].end);
+    if (i == 0) continue;
+    EXPECT_LE(timeline[i - 1].end, timeline[i].begin);
+  }
+  for (size_t i = 0; i < capacity; ++i) executor_->run("forward", feeds());
+  EXPECT_EQ(timeline.size(), capacity);
+  EXPECT_EQ(timeline.capacity(), capacity);
+  EXPECT_EQ(executor_->profile().at(0).runs, static_cast<int64_t>(capacity) + 1);
 }
 
 TEST_F(ExecutorTest, FreesWhatItHasWhenItCannotBeMade) {

@@ -1,0 +1,68 @@
+#include "frontend/training_step.h"
+
+#include "frontend/model_file.h"
+#include "frontend/training_data.h"
+#include "runtime/checkpoint.h"
+#include "runtime/initialize.h"
+
+namespace kumi {
+namespace {
+
+const PlanPort& token_port(const Plan& plan) {
+  const GraphPlan* gradient = nullptr;
+  for (const GraphPlan& graph : plan.graphs)
+    if (graph.name == "gradient") gradient = &graph;
+  if (gradient == nullptr) throw Error("the plan has no graph 'gradient'");
+  const PlanPort* tokens = nullptr;
+  bool labels = false;
+  for (const PlanPort& port : gradient->inputs) {
+    if (port.type.dtype != DType::I32 || port.type.rank() != 2 ||
+        (port.name != "tokens" && port.name != "labels"))
+      throw Error(concat("the model has an input '", port.name, ": ", display(port.type),
+                         "', which training cannot feed"))
+          .expected("the inputs tokens and labels, i32[batch, seq]");
+    labels = labels || port.name == "labels";
+    if (port.name == "tokens") tokens = &port;
+  }
+  if (tokens == nullptr || !labels)
+    throw Error(concat("the model has no input '", tokens == nullptr ? "tokens" : "labels", "'"))
+        .expected("the inputs tokens and labels, i32[batch, seq]");
+  if (!tokens->range) throw Error("the model's input 'tokens' is not used as an index into a table");
+  return *tokens;
+}
+
+}  // namespace
+
+PlanOptions training_options(const Recipe& recipe) {
+  PlanOptions options = planning_options(recipe);
+  options.goal = Goal::kTrain;
+  if (!recipe.batches.empty()) {
+    const std::vector<int64_t> shape = batches_shape(recipe.batches);
+    options.sizes = {{"batch", shape[1]}, {"seq", shape[2]}};
+  }
+  if (recipe.batch) options.sizes["batch"] = *recipe.batch;
+  if (recipe.seq) options.sizes["seq"] = *recipe.seq;
+  return options;
+}
+
+TrainingStep plan_training_step(const Recipe& recipe) {
+  TrainingStep step;
+  step.plan = make_plan(run_pipeline(load_model(recipe.model, recipe.settings), training_options(recipe)));
+  const PlanPort& tokens = token_port(step.plan);
+  const std::vector<int64_t> shape = numbers(tokens.type.shape);
+  step.batch = shape[0];
+  step.seq = shape[1];
+  step.vocab = tokens.range->limit;
+  return step;
+}
+
+void initialize_states(const Recipe& recipe, Executor& executor) {
+  for (const State& state : executor.plan().states) {
+    if (state.initializer.kind == Initializer::kZeros) continue;
+    if (state.kind == State::kWeight && !recipe.init_from.empty()) continue;
+    executor.write_state(state.name, initial_value(state, recipe.seed).data());
+  }
+  if (!recipe.init_from.empty()) load_states(SafetensorsFile(recipe.init_from), State::kWeight, executor);
+}
+
+}  // namespace kumi

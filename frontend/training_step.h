@@ -1,0 +1,33 @@
+// A recipe's training step as a plan, with first values for its states: what `kumi train` runs and
+// `kumi profile` measures.
+#pragma once
+
+#include <cstdint>
+
+#include "codegen/plan.h"
+#include "frontend/recipe.h"
+#include "graph/pipeline.h"
+#include "runtime/executor.h"
+
+namespace kumi {
+
+struct TrainingStep {
+  Plan plan;  // graphs `gradient`, with the inputs tokens and labels, and `update`
+  int64_t batch = 0;
+  int64_t seq = 0;
+  int64_t vocab = 0;  // ids that the model takes: [0, vocab)
+};
+
+// How the recipe's training step is planned: goal, optimizer, free sizes `batch` and `seq` (from the
+// recipe, else from the batches file, else the model's defaults).
+PlanOptions training_options(const Recipe& recipe);
+
+// Throws Error for a model that cannot be planned, or whose inputs are others than tokens and labels,
+// i32[batch, seq].
+TrainingStep plan_training_step(const Recipe& recipe);
+
+// Fresh states: from the recipe's seed, weights from its init_from if it has one. The executor's states
+// are zeros.
+void initialize_states(const Recipe& recipe, Executor& executor);
+
+}  // namespace kumi

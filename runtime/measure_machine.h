@@ -1,0 +1,22 @@
+// What a device does at its best, measured: the rates that graph/cost_model.h predicts with.
+//
+// Every rate comes from an ordinary plan that does one thing, run by an ordinary executor: a large
+// square product, an element-wise kernel with much arithmetic on little data, sums of arrays from
+// those that fit into a cache to those much larger than one, and a sum of almost nothing. Each takes
+// the best of several runs, since what else the machine does can only slow them down.
+#pragma once
+
+#include "graph/cost_model.h"
+#include "graph/pipeline.h"
+#include "runtime/device.h"
+
+namespace kumi {
+
+// Takes some seconds and 400 MB of the device's memory, given back at the end. Products of bf16 are
+// measured only if `precision` uses them. The ops must be registered. Throws Error as Executor does.
+MachineRates measure_machine(Device& device, Precision precision);
+
+// Of two measurements of one device the better of each rate.
+MachineRates best_of(const MachineRates& a, const MachineRates& b);
+
+}  // namespace kumi
