@@ -1,12 +1,14 @@
-// Greedy fusion in topological order: each node joins the group of one of its producers if the
-// result is one kernel shape that codegen knows (codegen/group_lowering.h) and no cycle arises
-// between groups; else it begins a group of its own. Afterwards the nodes of a group stand together.
+// Greedy fusion in topological order: each node joins the group of one of its producers, or of a node that
+// reads the same values, if the result is one kernel shape that codegen knows (codegen/group_lowering.h)
+// and no cycle arises between groups; groups that it could join both become one. Else it begins a group
+// of its own. Afterwards the nodes of a group stand together.
 #include "graph/passes/fuse.h"
 
 #include <algorithm>
 #include <queue>
 
 #include "graph/op.h"
+#include "graph/passes/duplicate.h"
 #include "graph/reorder.h"
 #include "graph/uses.h"
 
@@ -34,11 +36,14 @@ class GraphFuser {
       NodeId node = static_cast<NodeId>(n);
       if (!may_fuse(node)) continue;
       int32_t group = kNone;
-      for (int32_t candidate : producer_groups(node))
-        if (can_join(groups_[candidate], node) && !makes_cycle(candidate, node)) {
-          group = candidate;
-          break;
-        }
+      for (const std::vector<int32_t>& candidates : {producer_groups(node), sibling_groups(node)})
+        for (int32_t candidate : candidates)
+          if (can_join(groups_[candidate], node) && !makes_cycle(candidate, node)) {
+            if (group == kNone)
+              group = candidate;
+            else if (can_unite(group, candidate, node))
+              unite(group, candidate);
+          }
       if (group == kNone) {
         group = static_cast<int32_t>(groups_.size());
         groups_.push_back({Fusion::kPointwise, domain_of(node), {}, column_target_[n]});
@@ -109,6 +114,71 @@ class GraphFuser {
     return groups;
   }
 
+  // Groups that read what the node reads, with nothing but light nodes in between: one kernel then loads
+  // it once. The latest first.
+  std::vector<int32_t> sibling_groups(NodeId n) const {
+    std::vector<int32_t> groups;
+    const Shape domain = domain_of(n);
+    for (ValueId operand : graph_.nodes[n].operands) {
+      if (operand == kNone || graph_.type(operand).shape != domain) continue;
+      for (NodeId consumer : uses_.consumers[operand]) {
+        const int32_t group = consumer < n ? group_of_[consumer] : kNone;
+        if (group == kNone || !may_share_kernel(n, consumer) || !is_near(groups_[group].members.back(), n))
+          continue;
+        if (std::find(groups.begin(), groups.end(), group) == groups.end()) groups.push_back(group);
+      }
+    }
+    std::sort(groups.rbegin(), groups.rend());
+    return groups;
+  }
+
+  bool is_near(NodeId a, NodeId b) const {
+    for (NodeId n = a + 1; n < b; ++n) {
+      const OpDef& op = op_of(graph_.nodes[n]);
+      if (!op.is_view && !op.moves_parts && !op.is_state_access && !is_fusible(graph_, graph_.nodes[n]))
+        return false;
+    }
+    return true;
+  }
+
+  // Can two groups be one, together with a node that could join either?
+  bool can_unite(int32_t a, int32_t b, NodeId n) const {
+    const Group &one = groups_[a], &other = groups_[b];
+    if (a == b || one.kind == Fusion::kColumn || other.kind == Fusion::kColumn ||
+        !(one.domain == other.domain) || one.column_target != other.column_target ||
+        one.members.size() + other.members.size() >= kLargestGroup ||
+        !may_share_kernel(one.members[0], other.members[0]))
+      return false;
+    // In a row kernel an indexing op finds what it reads in memory only.
+    if (one.kind != other.kind && (has_indexing_inside(one) || has_indexing_inside(other))) return false;
+    for (NodeId member : other.members)
+      if (!operands_fit(one, graph_.nodes[member])) return false;
+    for (NodeId member : one.members)
+      if (!operands_fit(other, graph_.nodes[member])) return false;
+    const Node& node = graph_.nodes[n];
+    return operands_fit(one, node) && operands_fit(other, node) && !depends_on_itself({a, b}, {});
+  }
+
+  bool has_indexing_inside(const Group& group) const {
+    for (NodeId member : group.members) {
+      if (fusion_of(graph_, graph_.nodes[member]) != Fusion::kIndexing) continue;
+      for (ValueId operand : graph_.nodes[member].operands)
+        if (operand != kNone && group_of_[graph_.values[operand].producer] == group_of_[member]) return true;
+    }
+    return false;
+  }
+
+  void unite(int32_t into, int32_t from) {
+    Group& group = groups_[into];
+    for (NodeId member : groups_[from].members) {
+      group_of_[member] = into;
+      group.members.push_back(member);
+    }
+    std::sort(group.members.begin(), group.members.end());
+    if (groups_[from].kind == Fusion::kRow) group.kind = Fusion::kRow;
+    groups_[from].members.clear();
+  }
+
   // One value for each row of the domain: its shape with a last axis of 1.
   static bool is_row_value_of(const Shape& shape, const Shape& domain) {
     if (shape.size() != domain.size() || shape.empty() || !(shape.back() == Dim(1)) ||
@@ -151,37 +221,40 @@ class GraphFuser {
   }
 
   // Would the node depend on its own group by way of a node outside of it?
-  bool makes_cycle(int32_t group, NodeId n) const {
-    NodeId earliest = groups_[group].members.front();
+  bool makes_cycle(int32_t group, NodeId n) const { return depends_on_itself({group}, {n}); }
+
+  // Would one kernel of these groups and nodes depend on itself by way of nodes outside of it?
+  bool depends_on_itself(const std::vector<int32_t>& groups, const std::vector<NodeId>& nodes) const {
+    auto is_inside = [&](int32_t group) {
+      return std::find(groups.begin(), groups.end(), group) != groups.end();
+    };
+    NodeId earliest = static_cast<NodeId>(graph_.nodes.size());
+    for (int32_t group : groups) earliest = std::min(earliest, groups_[group].members.front());
     std::vector<NodeId> open;
     std::vector<bool> seen(graph_.nodes.size(), false);
-    auto visit_operands = [&](NodeId from) {
+    auto visit_operands = [&](NodeId from, bool from_inside) {
       for (ValueId operand : graph_.nodes[from].operands) {
         if (operand == kNone) continue;
         NodeId producer = graph_.values[operand].producer;
-        if (!seen[producer]) {
-          seen[producer] = true;
-          open.push_back(producer);
-        }
-      }
-    };
-    for (ValueId operand : graph_.nodes[n].operands) {
-      if (operand == kNone) continue;
-      NodeId producer = graph_.values[operand].producer;
-      if (group_of_[producer] != group && !seen[producer]) {
+        if (seen[producer] || (from_inside && is_inside(group_of_[producer]))) continue;
         seen[producer] = true;
         open.push_back(producer);
       }
-    }
+    };
+    for (NodeId n : nodes) visit_operands(n, true);
+    // A group by itself never depends on itself, but what two depend on may lead from one to the other.
+    if (groups.size() > 1)
+      for (int32_t group : groups)
+        for (NodeId member : groups_[group].members) visit_operands(member, true);
     while (!open.empty()) {
       NodeId at = open.back();
       open.pop_back();
       int32_t other = group_of_[at];
-      if (other == group) return true;
+      if (is_inside(other)) return true;
       if (other == kNone) {
-        if (at > earliest) visit_operands(at);
+        if (at > earliest) visit_operands(at, false);
       } else if (groups_[other].members.back() > earliest) {
-        for (NodeId member : groups_[other].members) visit_operands(member);
+        for (NodeId member : groups_[other].members) visit_operands(member, false);
       }
     }
     return false;
@@ -194,7 +267,7 @@ class GraphFuser {
     // Units: groups first, then one a node outside of groups.
     std::vector<int32_t> unit_of(count);
     std::vector<std::vector<NodeId>> units;
-    for (const Group& group : groups_) units.push_back(group.members);
+    for (const Group& group : groups_) units.push_back(group.members);  // united ones are empty
     for (size_t n = 0; n < count; ++n) {
       if (group_of_[n] == kNone) {
         unit_of[n] = static_cast<int32_t>(units.size());
@@ -216,7 +289,7 @@ class GraphFuser {
     auto later = [&](int32_t a, int32_t b) { return units[a].back() > units[b].back(); };
     std::priority_queue<int32_t, std::vector<int32_t>, decltype(later)> ready(later);
     for (size_t u = 0; u < units.size(); ++u)
-      if (waiting[u] == 0) ready.push(static_cast<int32_t>(u));
+      if (waiting[u] == 0 && !units[u].empty()) ready.push(static_cast<int32_t>(u));
     std::vector<NodeId> order;
     int32_t next_group = 0;
     while (!ready.empty()) {
@@ -245,7 +318,10 @@ class GraphFuser {
 }  // namespace
 
 Module fuse(Module module, const PlanOptions&) {
-  for (Graph& graph : module.graphs) GraphFuser(&graph).run();
+  for (Graph& graph : module.graphs) {
+    graph = duplicate_cheap_nodes(graph);
+    GraphFuser(&graph).run();
+  }
   return module;
 }
 

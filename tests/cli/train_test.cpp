@@ -10,7 +10,7 @@
 #include <thread>
 
 #include "frontend/model_file.h"
-#include "frontend/training_run.h"
+#include "frontend/training_step.h"
 #include "graph/planned_memory.h"
 #include "ops/all_ops.h"
 #include "runtime/atomic_file.h"
