@@ -57,8 +57,23 @@ class Lowering {
     DType type = builder_.graph().type(new_id_[operand]).dtype;
     if (op.moves_parts)
       for (ValueId other : node.operands)
-        if (builder_.graph().type(new_id_[other]).dtype != type) type = DType::F32;
+        if (builder_.graph().type(new_id_[other]).dtype != type)
+          type = feeds_products_only(node) ? DType::BF16 : DType::F32;
     return type;
+  }
+
+  // Everything that looks at the results, through ops that take what comes, takes bf16.
+  bool feeds_products_only(const Node& node) const {
+    for (ValueId result : node.results) {
+      if (uses_.is_output[result]) return false;
+      for (NodeId n : uses_.consumers[result]) {
+        const OpPrecision precision = op_of(graph_.nodes[n]).precision;
+        if (precision == OpPrecision::kFull ||
+            (precision == OpPrecision::kAny && !feeds_products_only(graph_.nodes[n])))
+          return false;
+      }
+    }
+    return true;
   }
 
   // The log-sum-exp, which attention gives and its gradient takes in f32.
@@ -83,15 +98,18 @@ class Lowering {
   ValueId as(ValueId old, DType dtype) {
     const ValueId value = new_id_[old];
     if (builder_.graph().type(value).dtype == dtype) return value;
-    auto [entry, is_new] = casts_.try_emplace({value, dtype}, kNone);
-    if (is_new) {
-      const Node& producer = graph_.producer(old);
-      builder_.scope = producer.scope;
-      builder_.location = producer.location;
-      entry->second = builder_.call("cast", {value}, {{"dtype", dtype}},
-                                    concat(graph_.values[old].name, ".", to_string(dtype)));
-    }
-    return entry->second;
+    if (const auto found = casts_.find({value, dtype}); found != casts_.end()) return found->second;
+    const Node& producer = graph_.producer(old);
+    const bool is_view = op_of(producer).is_view;
+    // A view of what is cast, so that all views of a value share its cast.
+    const ValueId operand = is_view ? as(producer.operands[0], dtype) : value;
+    builder_.scope = producer.scope;
+    builder_.location = producer.location;
+    const std::string name = concat(graph_.values[old].name, ".", to_string(dtype));
+    const ValueId cast = is_view ? builder_.call(producer.op, {operand}, producer.attributes, name)
+                                 : builder_.call("cast", {operand}, {{"dtype", dtype}}, name);
+    casts_[{value, dtype}] = cast;
+    return cast;
   }
 
   const Graph& graph_;
