@@ -258,7 +258,10 @@ class Reader {
   }
 
   Shape read(const google::protobuf::RepeatedPtrField<proto::Dim>& in, const char* field) {
-    if (in.size() > kHighestRank) {
+    // A list of numbers, as the sizes of a split, may be long; verify() limits the rank of shapes.
+    const bool numbers =
+        std::all_of(in.begin(), in.end(), [](const proto::Dim& dim) { return dim.terms_size() == 0; });
+    if (in.size() > kHighestRank && !numbers) {
       Step step(this, field);
       fail(concat("a list of ", in.size(), " sizes"), concat("at most ", kHighestRank));
     }
