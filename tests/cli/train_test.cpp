@@ -124,6 +124,31 @@ TEST_F(Train, GivesTheSameBitsUnderAMemoryLimit) {
   expect_contains(without.err, "the memory limit");
 }
 
+TEST_F(Train, OptimizationsCanBeLeftOut) {
+  const auto launches = [&](const std::string& output) {
+    const nlohmann::json profile = nlohmann::json::parse(read_file(folder_ / (output + ".json")));
+    return profile.at("kernels").size();
+  };
+  for (const std::string output : {"run", "without"}) {
+    std::vector<std::string> more = {"--set", "steps=3", "--profile",
+                                     (folder_ / (output + ".json")).string()};
+    if (output == "without") more.insert(more.end(), {"--set", "plan.disable=fuse"});
+    succeed(output, more);
+  }
+  const std::vector<nlohmann::json> steps = read_steps(log("run")), others = read_steps(log("without"));
+  ASSERT_EQ(steps.size(), 3u);
+  ASSERT_EQ(others.size(), 3u);
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const double loss = steps[i].at("loss"), other = others[i].at("loss");
+    EXPECT_NEAR(other, loss, 1e-5 * loss);
+  }
+  EXPECT_NE(launches("without"), launches("run")) << "other kernels run";
+  const CommandResult misspelt = train("misspelt", {"--set", "plan.disable=fuze"});
+  EXPECT_EQ(misspelt.status, 1) << misspelt.description();
+  expect_contains(misspelt.err, "there is no optimization \"fuze\" to disable");
+  expect_contains(misspelt.err, "did you mean 'fuse'?");
+}
+
 TEST_F(Train, GivesTheSameBitsTwiceAndWithAnyNumberOfThreads) {
   succeed("reference");
   succeed("again");

@@ -179,6 +179,7 @@ TEST(Verify, StridesStayInside) {
   options.sizes = {{"seq", 5}};
   Module module = run_pipeline(testing::small_model(), options);
   Graph& graph = module.graphs[0];
+  for (Value& value : graph.values) value.placement.reset();
   const ValueId x = graph.find_value("x");  // f32[2, 5, 6]
   const auto failure = [&](int64_t offset, const std::vector<int64_t>& strides) -> std::string {
     graph.values[x].placement = Placement{"", offset, strides};

@@ -140,13 +140,15 @@ class Generator {
   void add_operation() {
     using Maker = void (Generator::*)();
     static const std::vector<Maker> kMakers = {
-        &Generator::add_unary,     &Generator::add_unary,     &Generator::add_unary,
-        &Generator::add_binary,    &Generator::add_binary,    &Generator::add_binary,
-        &Generator::add_binary,    &Generator::add_select,    &Generator::add_row,
-        &Generator::add_row,       &Generator::add_row,       &Generator::add_reduction,
-        &Generator::add_reduction, &Generator::add_reduction, &Generator::add_move,
-        &Generator::add_move,      &Generator::add_move,      &Generator::add_larger,
-        &Generator::add_larger,    &Generator::add_opaque,
+        &Generator::add_unary,     &Generator::add_unary,         &Generator::add_unary,
+        &Generator::add_binary,    &Generator::add_binary,        &Generator::add_binary,
+        &Generator::add_binary,    &Generator::add_select,        &Generator::add_row,
+        &Generator::add_row,       &Generator::add_row,           &Generator::add_reduction,
+        &Generator::add_reduction, &Generator::add_reduction,     &Generator::add_move,
+        &Generator::add_move,      &Generator::add_move,          &Generator::add_larger,
+        &Generator::add_larger,    &Generator::add_opaque,        &Generator::add_opaque,
+        &Generator::add_attention, &Generator::add_parts,         &Generator::add_parts,
+        &Generator::add_parts,     &Generator::add_states_as_one,
     };
     (this->*one_of(kMakers))();
   }
@@ -279,7 +281,7 @@ class Generator {
         break;
       case 1: {
         ValueId other = partner_exactly(shape_of(x));
-        keep(call("concat", {x, other}, {{"axis", Dim(axis)}}));
+        keep(call("concat", {x, other}, {{"axis", Dim(chance(50) ? 0 : axis)}}));
         break;
       }
       default: {
@@ -309,6 +311,82 @@ class Generator {
     }
   }
 
+  // Small enough that probabilities are not all 0 or 1.
+  void add_attention() {
+    ValueId q = value_with_axes(4);
+    if (rank_of(q) != 4 || size_of(shape_of(q)) > kMostElements / 4) return add_unary();
+    q = call("tanh", {q});
+    const bool heads_last = chance(50);
+    const size_t heads = heads_last ? 2 : 1;
+    Shape shape = shape_of(q);
+    const int64_t count = shape[heads].number();
+    if (count % 2 == 0 && chance(50)) shape[heads] = Dim(count / 2);
+    const ValueId k = call("tanh", {partner_exactly(shape)}), v = partner_exactly(shape);
+    keep(call("attention", {q, k, v},
+              {{"causal", chance(50)},
+               {"groups", std::string(chance(50) ? "tiled" : "grouped")},
+               {"layout", std::string(heads_last ? "bshd" : "bhsd")}}));
+  }
+
+  // A value in parts, something done with each, and mostly all of them together again: along the first
+  // axis, as rows, or along the last, as columns.
+  void add_parts() {
+    ValueId x = value_with_axes(1);
+    const int rank = rank_of(x), axis = chance(60) ? rank - 1 : pick(0, rank - 1);
+    int64_t left = shape_of(x)[static_cast<size_t>(axis)].number();
+    Shape sizes;
+    while (left > 0 && sizes.size() < 4) {
+      const int64_t size = sizes.size() == 3 ? left : pick(1, static_cast<int>(left));
+      sizes.emplace_back(size);
+      left -= size;
+    }
+    if (left > 0) sizes.emplace_back(left);
+    std::vector<ValueId> parts = builder_.build("split", {x}, {{"axis", Dim(axis)}, {"sizes", sizes}});
+    for (ValueId& part : parts) {
+      for (int steps = pick(0, 2); steps > 0; --steps) part = changed(part);
+      if (chance(40)) keep(part);
+    }
+    if (chance(20)) std::reverse(parts.begin(), parts.end());
+    if (chance(15)) parts.push_back(parts[0]);
+    if (chance(80)) keep(call("concat", parts, {{"axis", Dim(axis)}}));
+  }
+
+  // Of the same shape.
+  ValueId changed(ValueId x) {
+    switch (pick(0, 4)) {
+      case 0:
+        return rank_of(x) >= 2 && shape_of(x).back().number() % 2 == 0
+                   ? call("rope", {x}, {{"axis", Dim(pick(0, rank_of(x) - 2))}})
+                   : call("sin", {x});
+      case 1:
+        return builder_.multiply(x, partner(shape_of(x)));
+      case 2: {
+        if (rank_of(x) < 2) return call("silu", {x});
+        const Dim columns = shape_of(x).back();
+        return call("matmul", {x, partner_exactly({columns, columns})}, {{"transpose_b", chance(50)}});
+      }
+      case 3: {
+        const Shape shape = shape_of(x);
+        Shape rows = {element_count(Shape(shape.begin(), shape.end() - 1)), shape.back()};
+        return builder_.reshape(call("silu", {builder_.reshape(x, rows)}), shape);
+      }
+      default:
+        return call("silu", {x});
+    }
+  }
+
+  // States one after the other, as weights that are read as one value.
+  void add_states_as_one() {
+    std::vector<ValueId> parts;
+    for (const State& state : result_.module.states) {
+      const ValueId value =
+          call("read", {}, {{"state", state.name}, {"dtype", DType::F32}, {"shape", state.type.shape}});
+      parts.push_back(builder_.reshape(value, {element_count(state.type.shape)}));
+    }
+    if (chance(50)) std::reverse(parts.begin(), parts.end());
+    keep(call("concat", parts, {{"axis", Dim(0)}}));
+  }
+
   void add_loss() {
     ValueId loss = kNone;
     for (int terms = pick(1, 3); terms > 0; --terms) {
@@ -332,9 +410,31 @@ class Generator {
         if (graph_.type(value) == state.type) fitting.push_back(value);
       if (!fitting.empty() && chance(70)) writes.emplace_back(state.name, one_of(fitting));
     }
+    if (chance(25)) writes = write_all_from_one();
     for (const auto& [state, value] : writes) builder_.build("write", {value}, {{"state", state}});
     for (ValueId value : pool_)
       if (!used[value] || chance(20)) graph_.outputs.push_back({concat("output", value), value});
+  }
+
+  // The new values of all states as one, as the optimizer has them.
+  std::vector<std::pair<std::string, ValueId>> write_all_from_one() {
+    std::vector<ValueId> parts;
+    Shape sizes;
+    for (const State& state : result_.module.states) {
+      const Attributes attributes = {
+          {"state", state.name}, {"dtype", DType::F32}, {"shape", state.type.shape}};
+      sizes.push_back(element_count(state.type.shape));
+      parts.push_back(builder_.reshape(call("read", {}, attributes), {sizes.back()}));
+    }
+    ValueId all = call("concat", parts, {{"axis", Dim(0)}});
+    for (int steps = pick(0, 2); steps > 0; --steps) all = call("sin", {all});
+    parts = builder_.build("split", {all}, {{"axis", Dim(0)}, {"sizes", sizes}});
+    std::vector<std::pair<std::string, ValueId>> writes;
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const State& state = result_.module.states[i];
+      writes.emplace_back(state.name, builder_.reshape(parts[i], state.type.shape));
+    }
+    return writes;
   }
 
   std::mt19937 random_;

@@ -1,5 +1,5 @@
-// Random small graphs of element-wise, row, column, layout and opaque ops, with states that are read and
-// written: what fusion, scheduling and memory planning must not change the meaning of.
+// Random small graphs of element-wise, row, column, layout and opaque ops, with values in parts and states
+// that are read and written: what fusion, scheduling and memory planning must not change the meaning of.
 #pragma once
 
 #include <cstdint>

@@ -1,43 +1,47 @@
 #include "tests/support/example_model.h"
 
 #include <cmath>
-#include <cstring>
 
 #include "frontend/model_file.h"
 #include "ops/all_ops.h"
 #include "runtime/initialize.h"
 #include "runtime/safetensors.h"
+#include "tests/ops/device_run.h"
 
 namespace kumi::testing {
 namespace {
 
 constexpr double kHalfWidth = 0.3;  // of the weights' distribution
 
-class TensorFile {
- public:
-  // Elements are made from their number.
-  template <typename Element>
-  void add(const std::string& name, DType dtype, const std::vector<int64_t>& shape, Element element) {
-    int64_t count = 1;
-    for (int64_t size : shape) count *= size;
-    std::vector<char> bytes(static_cast<size_t>(count) * 4);
-    for (int64_t i = 0; i < count; ++i) {
-      const auto value = element(static_cast<uint64_t>(i));
-      static_assert(sizeof value == 4);
-      std::memcpy(bytes.data() + i * 4, &value, 4);
+// A random value of an input; element i depends on its number only.
+ReferenceTensor random_input(const PlanPort& port, uint64_t seed, double masked) {
+  const uint64_t key = random_key(seed, port.name);
+  ReferenceTensor tensor = zeros(port.type);
+  for (uint64_t i = 0; i < tensor.data.size(); ++i) {
+    const double uniform = uniform01(key, i);
+    if (port.type.dtype == DType::I32 && port.range) {
+      // The first one counts, so that there is something to average.
+      const bool is_masked = port.range->ignored && i > 0 && uniform01(key + 1, i) < masked;
+      tensor.data[i] = is_masked ? static_cast<double>(*port.range->ignored)
+                                 : std::floor(uniform * static_cast<double>(port.range->limit));
+    } else if (port.type.dtype == DType::F32) {
+      tensor.data[i] = static_cast<float>(2 * uniform - 1);
+    } else {
+      throw Error(concat("the tests cannot feed the input '", port.name, "': ", display(port.type)));
     }
-    data_.push_back(std::move(bytes));
-    tensors_.push_back({name, dtype, shape, nullptr});
   }
-  void write(const std::filesystem::path& path) {
-    for (size_t i = 0; i < tensors_.size(); ++i) tensors_[i].data = data_[i].data();
-    write_safetensors(path, tensors_);
-  }
+  return tensor;
+}
 
- private:
-  std::vector<TensorToWrite> tensors_;
-  std::vector<std::vector<char>> data_;
-};
+void write_tensors(const std::filesystem::path& path, const Tensors& tensors) {
+  std::vector<std::vector<std::byte>> bytes;
+  std::vector<TensorToWrite> written;
+  for (const auto& [name, tensor] : tensors) {
+    bytes.push_back(to_bytes(tensor));
+    written.push_back({name, tensor.dtype, tensor.shape, bytes.back().data()});
+  }
+  write_safetensors(path, written);
+}
 
 }  // namespace
 
@@ -71,6 +75,10 @@ Module ExampleModel::module(Goal goal, const std::string& last_pass) const {
   return run_pipeline(load_model(path(), settings), options, last_pass);
 }
 
+void PrintTo(const ExampleModel& model, std::ostream* out) {
+  *out << model.file;
+}
+
 std::vector<ExampleModel> small_example_models() {
   return {
       {"plamo.kumi",
@@ -86,39 +94,26 @@ std::vector<ExampleModel> small_example_models() {
   };
 }
 
-void write_weights_and_feed(const ExampleModel& model, const TemporaryFolder& folder, uint64_t seed) {
+ExampleData example_data(const ExampleModel& model, uint64_t seed) {
   const Plan plan = make_plan(model.module(Goal::kForward, ""));
-  TensorFile weights;
+  ExampleData data;
   for (const State& state : plan.states) {
     if (state.kind != State::kWeight) continue;
     const uint64_t key = random_key(seed, state.name);
     const double center = state.initializer.kind == Initializer::kOnes ? 1 : 0;
-    weights.add(state.name, state.type.dtype, numbers(state.type.shape), [&](uint64_t i) {
-      return static_cast<float>(center + kHalfWidth * (2 * uniform01(key, i) - 1));
-    });
+    ReferenceTensor& weight = data.weights[state.name] = zeros(state.type);
+    for (uint64_t i = 0; i < weight.data.size(); ++i)
+      weight.data[i] = static_cast<float>(center + kHalfWidth * (2 * uniform01(key, i) - 1));
   }
-  weights.write(folder / "weights.safetensors");
+  for (const PlanPort& port : plan.graphs.at(0).inputs)
+    data.feed[port.name] = random_input(port, seed, model.masked);
+  return data;
+}
 
-  TensorFile feed;
-  for (const PlanPort& port : plan.graphs.at(0).inputs) {
-    const uint64_t key = random_key(seed, port.name);
-    const std::vector<int64_t> shape = numbers(port.type.shape);
-    if (port.type.dtype == DType::I32 && port.range) {
-      feed.add(port.name, DType::I32, shape, [&](uint64_t i) {
-        // The first one counts, so that there is something to average.
-        const bool is_masked = port.range->ignored && i > 0 && uniform01(key + 1, i) < model.masked;
-        return static_cast<int32_t>(
-            is_masked ? *port.range->ignored
-                      : std::floor(uniform01(key, i) * static_cast<double>(port.range->limit)));
-      });
-    } else if (port.type.dtype == DType::F32) {
-      feed.add(port.name, DType::F32, shape,
-               [&](uint64_t i) { return static_cast<float>(2 * uniform01(key, i) - 1); });
-    } else {
-      throw Error(concat("the tests cannot feed the input '", port.name, "': ", display(port.type)));
-    }
-  }
-  feed.write(folder / "feed.safetensors");
+void write_weights_and_feed(const ExampleModel& model, const TemporaryFolder& folder, uint64_t seed) {
+  const ExampleData data = example_data(model, seed);
+  write_tensors(folder / "weights.safetensors", data.weights);
+  write_tensors(folder / "feed.safetensors", data.feed);
 }
 
 }  // namespace kumi::testing

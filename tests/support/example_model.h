@@ -3,12 +3,14 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <ostream>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "codegen/plan.h"
 #include "graph/pipeline.h"
+#include "tests/graph/evaluate.h"
 #include "tests/support/temporary_folder.h"
 
 namespace kumi::testing {
@@ -27,12 +29,21 @@ struct ExampleModel {
   Module module(Goal goal, const std::string& last_pass) const;
 };
 
+// For gtest's list of tests.
+void PrintTo(const ExampleModel& model, std::ostream* out);
+
 // One of every model, small enough to be quick and with sizes that are no multiples of anything.
 std::vector<ExampleModel> small_example_models();
 
-// Writes weights.safetensors and feed.safetensors into the folder. Weights are uniform around 0 (around 1
-// where they begin as ones), so that no part of the model is idle; ids keep to their ranges. The same
-// seed gives the same files.
+// Weights are uniform around 0 (around 1 where they begin as ones), so that no part of the model is idle;
+// ids keep to their ranges. The same seed gives the same data.
+struct ExampleData {
+  Tensors weights;  // by name of the state
+  Tensors feed;     // by name of the input
+};
+ExampleData example_data(const ExampleModel& model, uint64_t seed);
+
+// Writes the same as weights.safetensors and feed.safetensors into the folder.
 void write_weights_and_feed(const ExampleModel& model, const TemporaryFolder& folder, uint64_t seed);
 
 }  // namespace kumi::testing
