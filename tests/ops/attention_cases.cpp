@@ -20,22 +20,23 @@ std::vector<OpCase> attention_cases() {
   };
   std::vector<OpCase> cases;
   uint32_t seed = 1;
-  for (const Line& l : kLines) {
-    TestOperand q = f32({l.batch, l.heads, l.seq, l.head_dim}),
-                k = f32({l.batch, l.kv_heads, l.seq, l.head_dim});
-    Attributes attributes = {{"causal", l.causal}, {"groups", std::string(l.groups)}, {"scale", l.scale}};
-    if (seed % 3 == 0) {  // the other order of axes
-      attributes.emplace_back("layout", std::string("bshd"));
-      q = f32({l.batch, l.seq, l.heads, l.head_dim});
-      k = f32({l.batch, l.seq, l.kv_heads, l.head_dim});
+  for (const DType dtype : {DType::F32, DType::BF16})
+    for (const Line& l : kLines) {
+      TestOperand q = tensor(dtype, {l.batch, l.heads, l.seq, l.head_dim}),
+                  k = tensor(dtype, {l.batch, l.kv_heads, l.seq, l.head_dim});
+      Attributes attributes = {{"causal", l.causal}, {"groups", std::string(l.groups)}, {"scale", l.scale}};
+      if (seed % 3 == 0) {  // the other order of axes
+        attributes.emplace_back("layout", std::string("bshd"));
+        q = tensor(dtype, {l.batch, l.seq, l.heads, l.head_dim});
+        k = tensor(dtype, {l.batch, l.seq, l.kv_heads, l.head_dim});
+      }
+      // The log-sum-exp has no gradient.
+      cases.push_back({"attention", {q, k, k}, attributes, ++seed, {0}});
+      cases.push_back({"attention_grad",
+                       {q, k, k, result_of("attention", 0), result_of("attention", 1), q},
+                       attributes,
+                       ++seed});
     }
-    // The log-sum-exp has no gradient.
-    cases.push_back({"attention", {q, k, k}, attributes, ++seed, {0}});
-    cases.push_back({"attention_grad",
-                     {q, k, k, result_of("attention", 0), result_of("attention", 1), q},
-                     attributes,
-                     ++seed});
-  }
   return cases;
 }
 

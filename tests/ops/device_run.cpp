@@ -148,7 +148,8 @@ double Tolerance::of(DType result, double wanted) const {
   constexpr double kOperations = 16;  // of a chain of operations and the functions in it, in roundings
   constexpr double kOfSum = 4;        // standard deviations of a sum's error, roughly
   return 1.01 * unit_roundoff(result) * std::abs(wanted) +
-         unit_roundoff(computed_in) * (kOperations + kOfSum * std::sqrt(terms)) * scale;
+         unit_roundoff(computed_in) * (kOperations + kOfSum * std::sqrt(terms)) * scale +
+         (terms_in ? unit_roundoff(*terms_in) * kOfSum * scale : 0);
 }
 
 std::string difference(const ReferenceTensor& found, const ReferenceTensor& wanted,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -41,11 +42,14 @@ class DeviceRun {
 };
 
 // How far a computed element may be from the reference: the result's own rounding, and that of the
-// computation, which grows with the root of the number of terms added up, relative to `scale`.
+// computation, which grows with the root of the number of terms added up, relative to `scale`. Terms that
+// are each rounded to a narrower type before they are added up are off by that rounding, each in its own
+// direction: together by some of what one term of the size of the result would be off.
 struct Tolerance {
   DType computed_in = DType::F32;
   double terms = 1;
   double scale = 1;
+  std::optional<DType> terms_in = std::nullopt;
 
   double of(DType result, double wanted) const;
 };

@@ -30,6 +30,13 @@ std::vector<OpCase> matmul_cases() {
       cases.push_back({"matmul", {a({}, 9, 12, DType::BF16), b({}, 12, 8, DType::BF16)}, attributes});
       cases.push_back(
           {"matmul", {a({2}, 3, 5, DType::BF16), b({}, 5, 7, DType::BF16), bf16({7})}, attributes});
+      // Sums as they are, not rounded to the operands' type.
+      Attributes sums = attributes;
+      sums.emplace_back("f32_result", true);
+      cases.push_back({"matmul", {a({}, 1, 1, DType::BF16), b({}, 1, 1, DType::BF16)}, sums});
+      cases.push_back({"matmul", {a({}, 9, 130, DType::BF16), b({}, 130, 8, DType::BF16)}, sums});
+      cases.push_back({"matmul", {a({2}, 3, 5, DType::BF16), b({2}, 5, 7, DType::BF16)}, sums});
+      cases.push_back({"matmul", {a({}, 1, 70, DType::BF16), b({}, 70, 33, DType::BF16)}, sums});
     }
   return cases;
 }

@@ -13,6 +13,8 @@ std::vector<OpCase> rope_cases() {
       {"rope", {f32({3, 300, 64})}},
       {"rope", {bf16({2, 5, 8})}},
       {"rope", {f32({2, 5, 3, 8})}, {{"axis", Dim(1)}}},
+      {"rope", {bf16({2, 5, 3, 8})}, {{"axis", Dim(1)}}},
+      {"rope", {bf16({7, 2, 34})}, {{"axis", Dim(0)}, {"inverse", true}}},
       {"rope", {f32({7, 2, 6})}, {{"axis", Dim(-3)}, {"inverse", true}}},
       {"rope", {f32({2, 3, 5, 8}), indices({}, 4000)}},
       {"rope", {f32({4, 1, 64}), indices({}, 4000)}, {{"inverse", true}}},
