@@ -8,8 +8,9 @@ namespace kumi {
 
 GraphBuilder::GraphBuilder(Graph& graph) : graph_(graph), names_(graph) {}
 
-std::vector<ValueId> GraphBuilder::build(const std::string& op_name, const std::vector<ValueId>& operands,
-                                         Attributes attributes, const std::string& name) {
+template <typename NameOf>
+std::vector<ValueId> GraphBuilder::append(const std::string& op_name, const std::vector<ValueId>& operands,
+                                          Attributes attributes, NameOf name_of) {
   try {
     const OpDef& op = op_of(op_name);
     std::vector<const Type*> types;
@@ -21,13 +22,9 @@ std::vector<ValueId> GraphBuilder::build(const std::string& op_name, const std::
     node.attributes = std::move(attributes);
     node.scope = scope;
     node.location = location;
-    const std::string stem = name.empty() ? op_name : name;
     for (size_t i = 0; i < results.size(); ++i) {
       Value value;
-      if (op.variadic_results)
-        value.name = names_.unique(concat(stem, ".", i));
-      else
-        value.name = names_.unique(i == 0 ? stem : concat(stem, ".", op.results[i]));
+      value.name = names_.unique(name_of(i));
       value.type = std::move(results[i]);
       value.producer = static_cast<NodeId>(graph_.nodes.size());
       value.result_index = static_cast<int32_t>(i);
@@ -43,6 +40,15 @@ std::vector<ValueId> GraphBuilder::build(const std::string& op_name, const std::
   }
 }
 
+std::vector<ValueId> GraphBuilder::build(const std::string& op, const std::vector<ValueId>& operands,
+                                         Attributes attributes, const std::string& name) {
+  const std::string& stem = name.empty() ? op : name;
+  return append(op, operands, std::move(attributes), [&](size_t i) {
+    if (op_of(op).variadic_results) return concat(stem, ".", i);
+    return i == 0 ? stem : concat(stem, ".", op_of(op).results[i]);
+  });
+}
+
 ValueId GraphBuilder::call(const std::string& op, const std::vector<ValueId>& operands, Attributes attributes,
                            const std::string& name) {
   std::vector<ValueId> results = build(op, operands, std::move(attributes), name);
@@ -55,8 +61,8 @@ std::vector<ValueId> GraphBuilder::copy(const Graph& from, const Node& node,
                                         const std::vector<ValueId>& operands) {
   const std::string outer_scope = std::exchange(scope, node.scope);
   const SourceLocation outer_location = std::exchange(location, node.location);
-  std::vector<ValueId> results = build(node.op, operands, node.attributes,
-                                       node.results.empty() ? "" : from.values[node.results[0]].name);
+  std::vector<ValueId> results =
+      append(node.op, operands, node.attributes, [&](size_t i) { return from.values[node.results[i]].name; });
   scope = outer_scope;
   location = outer_location;
   return results;

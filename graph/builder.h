@@ -23,7 +23,7 @@ class GraphBuilder {
   ValueId call(const std::string& op, const std::vector<ValueId>& operands, Attributes attributes = {},
                const std::string& name = "");
 
-  // Copies a node of another graph, its operands already translated; names are kept if free.
+  // Copies a node of another graph, its operands already translated; the results' names are kept if free.
   std::vector<ValueId> copy(const Graph& from, const Node& node, const std::vector<ValueId>& operands);
 
   // Shorthands for the arithmetic of gradient rules and the optimizer. Scalars broadcast, and numbers
@@ -49,6 +49,11 @@ class GraphBuilder {
   SourceLocation location;
 
  private:
+  // `name_of(i)` is the name wished for result i.
+  template <typename NameOf>
+  std::vector<ValueId> append(const std::string& op, const std::vector<ValueId>& operands,
+                              Attributes attributes, NameOf name_of);
+
   Graph& graph_;
   NameTable names_;
 };

@@ -15,62 +15,111 @@ namespace {
 
 constexpr size_t kShownGroups = 5;  // of what is alive at the peak
 
-struct LiveRange {
-  ValueId value = kNone;
+// A piece of the arena: what one value fills, with those that show it, are parts of it or took its place.
+struct Buffer {
+  ValueId value = kNone;       // that names it: the largest that is computed, the first of several
   int64_t begin = 0, end = 0;  // bytes of the arena
   int first = 0, last = 0;     // units
 };
 
-// The buffers of a planned arena as its places tell them: views and parts belong to what they show.
-std::vector<LiveRange> live_ranges(const Graph& graph, const std::vector<Unit>& units) {
-  std::vector<int> unit_of(graph.nodes.size());
-  for (size_t u = 0; u < units.size(); ++u)
-    for (NodeId n : units[u]) unit_of[n] = static_cast<int>(u);
-  const Uses uses(graph);
-  std::vector<int> last_use(graph.values.size());
-  for (size_t v = graph.values.size(); v-- > 0;) {  // views come after what they show
-    int& last = last_use[v];
-    last = uses.is_output[v] ? static_cast<int>(units.size()) - 1 : unit_of[graph.values[v].producer];
-    for (NodeId consumer : uses.consumers[v]) {
-      last = std::max(last, unit_of[consumer]);
-      const OpDef& op = op_of(graph.nodes[consumer]);
-      if (op.is_view || op.moves_parts)
-        for (ValueId result : graph.nodes[consumer].results) last = std::max(last, last_use[result]);
+// The buffers of a planned arena as the places of the values tell them: two values that a unit looks at
+// and that overlap are in one buffer.
+class Buffers {
+ public:
+  Buffers(const Graph& graph, const std::vector<Unit>& units)
+      : graph_(graph), uses_(graph), units_(units), unit_of_(graph.nodes.size()) {
+    for (size_t u = 0; u < units.size(); ++u)
+      for (NodeId n : units[u]) unit_of_[n] = static_cast<int>(u);
+    for (size_t v = 0; v < graph.values.size(); ++v) buffer_of_.push_back(static_cast<ValueId>(v));
+    for (const Unit& unit : units) unite_overlapping(unit);
+  }
+
+  std::vector<Buffer> all() const {
+    std::vector<Buffer> buffers(graph_.values.size());
+    for (size_t v = 0; v < graph_.values.size(); ++v) {
+      const auto value = static_cast<ValueId>(v);
+      if (!is_in_arena(value)) continue;
+      Buffer& buffer = buffers[root(value)];
+      const int first = graph_.producer(value).op == "input" ? 0 : unit_of_[graph_.values[v].producer];
+      int last = uses_.is_output[v] ? static_cast<int>(units_.size()) : first;
+      for (NodeId consumer : uses_.consumers[v]) last = std::max(last, unit_of_[consumer]);
+      if (buffer.value == kNone)
+        buffer = {value, begin_of(value), end_of(value), first, last};
+      else
+        buffer = {is_better_name(value, buffer.value) ? value : buffer.value,
+                  std::min(buffer.begin, begin_of(value)), std::max(buffer.end, end_of(value)),
+                  std::min(buffer.first, first), std::max(buffer.last, last)};
+    }
+    std::erase_if(buffers, [](const Buffer& buffer) { return buffer.value == kNone; });
+    for (Buffer& buffer : buffers) buffer.end = buffer.begin + aligned_bytes(buffer.end - buffer.begin);
+    return buffers;
+  }
+
+ private:
+  bool is_in_arena(ValueId value) const {
+    const std::optional<Placement>& placement = graph_.values[value].placement;
+    return placement && placement->state.empty();
+  }
+
+  int64_t begin_of(ValueId value) const { return graph_.values[value].placement->offset; }
+  int64_t end_of(ValueId value) const {
+    const std::vector<int64_t> strides = strides_of(graph_.values[value]);
+    const Type& type = graph_.type(value);
+    int64_t last = 0;  // element
+    for (size_t axis = 0; axis < strides.size(); ++axis)
+      last += strides[axis] * (type.shape[axis].number() - 1);
+    return begin_of(value) + (last + 1) * size_of(type.dtype);
+  }
+
+  bool is_better_name(ValueId value, ValueId than) const {
+    const auto rank = [&](ValueId v) {
+      const OpDef& op = op_of(graph_.producer(v));
+      return std::pair(!op.is_view && !op.moves_parts, byte_count(graph_.type(v)));
+    };
+    return rank(value) > rank(than);
+  }
+
+  ValueId root(ValueId value) const {
+    while (buffer_of_[value] != value) value = buffer_of_[value];
+    return value;
+  }
+
+  void unite_overlapping(const Unit& unit) {
+    std::vector<ValueId> values;
+    const auto add = [&](ValueId value) {
+      if (value != kNone && is_in_arena(value)) values.push_back(value);
+    };
+    for (NodeId n : unit) {
+      for (ValueId operand : graph_.nodes[n].operands) add(operand);
+      for (ValueId result : graph_.nodes[n].results) add(result);
+    }
+    std::sort(values.begin(), values.end(), [&](ValueId a, ValueId b) { return begin_of(a) < begin_of(b); });
+    int64_t end = 0;
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (i > 0 && begin_of(values[i]) < end) buffer_of_[root(values[i])] = root(values[i - 1]);
+      end = std::max(end, end_of(values[i]));
     }
   }
-  std::vector<LiveRange> ranges;
-  for (size_t v = 0; v < graph.values.size(); ++v) {
-    const Value& value = graph.values[v];
-    const Node& producer = graph.nodes[value.producer];
-    if (!value.placement || !value.placement->state.empty() || op_of(producer).is_view) continue;
-    // Parts of larger values are among what the larger value holds.
-    if (!value.placement->strides.empty()) continue;
-    const int64_t begin = value.placement->offset;
-    ranges.push_back({static_cast<ValueId>(v), begin, begin + buffer_bytes(value.type),
-                      producer.op == "input" ? 0 : unit_of[value.producer], last_use[v]});
-  }
-  return ranges;
-}
 
-// Bytes that the ranges alive at a unit cover; one computed in place of another counts once. The ranges
-// are sorted by their beginning.
-int64_t covered_bytes(const std::vector<LiveRange>& ranges, int unit) {
-  int64_t covered = 0, end = 0;
-  for (const LiveRange& range : ranges) {
-    if (unit < range.first || range.last < unit || range.end <= end) continue;
-    covered += range.end - std::max(range.begin, end);
-    end = range.end;
-  }
-  return covered;
-}
+  const Graph& graph_;
+  const Uses uses_;
+  const std::vector<Unit>& units_;
+  std::vector<int> unit_of_;        // by node
+  std::vector<ValueId> buffer_of_;  // by value: another of its buffer, itself for the last
+};
 
-int fullest_unit(const std::vector<LiveRange>& ranges, size_t units) {
+int fullest_unit(const std::vector<Buffer>& buffers, size_t units) {
+  std::vector<int64_t> change(units + 2, 0);
+  for (const Buffer& buffer : buffers) {
+    change[buffer.first] += buffer.end - buffer.begin;
+    change[buffer.last + 1] -= buffer.end - buffer.begin;
+  }
   int fullest = 0;
-  int64_t most = 0;
+  int64_t live = 0, most = 0;
   for (size_t u = 0; u < units; ++u) {
-    const int64_t covered = covered_bytes(ranges, static_cast<int>(u));
-    if (covered <= most) continue;
-    most = covered;
+    live += change[u];
+    if (live <= most) continue;
+    most = live;
     fullest = static_cast<int>(u);
   }
   return fullest;
@@ -78,23 +127,18 @@ int fullest_unit(const std::vector<LiveRange>& ranges, size_t units) {
 
 void describe_peak(const Graph& graph, MemoryReport* report) {
   const std::vector<Unit> units = units_of(graph);
-  std::vector<LiveRange> ranges = live_ranges(graph, units);
-  if (ranges.empty()) return;
-  std::stable_sort(ranges.begin(), ranges.end(),
-                   [](const LiveRange& a, const LiveRange& b) { return a.begin < b.begin; });
-  const int peak = fullest_unit(ranges, units.size());
+  std::vector<Buffer> buffers = Buffers(graph, units).all();
+  if (buffers.empty()) return;
+  const int peak = fullest_unit(buffers, units.size());
   for (NodeId n : units[peak])
     if (!graph.nodes[n].results.empty()) report->peak_at = graph.values[graph.nodes[n].results[0]].name;
-  std::erase_if(ranges, [&](const LiveRange& range) { return peak < range.first || range.last < peak; });
-  // Bytes that two buffers share, one computed in place of the other, count for the first.
   std::map<std::pair<std::string, std::string>, LiveBuffers> groups;
-  int64_t end = 0;
-  for (const LiveRange& range : ranges) {
-    const Node& producer = graph.producer(range.value);
+  for (const Buffer& buffer : buffers) {
+    if (peak < buffer.first || buffer.last < peak) continue;
+    const Node& producer = graph.producer(buffer.value);
     LiveBuffers& group = groups[{fold_layer(producer.scope), producer.op}];
     group.count += 1;
-    group.bytes += std::max<int64_t>(0, range.end - std::max(range.begin, end));
-    end = std::max(end, range.end);
+    group.bytes += buffer.end - buffer.begin;
   }
   for (auto& [key, group] : groups) {
     group.part = key.first;
@@ -126,7 +170,7 @@ MemoryReport report_memory(const Module& planned) {
     int64_t& kind = state.kind == State::kWeight      ? report.weights
                     : state.kind == State::kOptimizer ? report.optimizer
                                                       : report.accumulators;
-    kind += buffer_bytes(state.type);
+    kind += byte_count(state.type);
   }
   const auto graph =
       std::max_element(planned.graphs.begin(), planned.graphs.end(),

@@ -21,7 +21,7 @@ struct LiveBuffers {
 
 struct MemoryReport {
   PlannedMemory memory;  // what the executor allocates
-  int64_t weights = 0;   // bytes of the states by kind; together memory.states
+  int64_t weights = 0;   // bytes of the states by kind; memory.states has gaps of alignment between some
   int64_t optimizer = 0;
   int64_t accumulators = 0;
   int64_t lower_bound = 0;           // of the activations: the largest sum of buffers alive at once

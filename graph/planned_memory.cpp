@@ -8,17 +8,17 @@
 namespace kumi {
 namespace {
 
-int64_t add_bytes(int64_t a, int64_t b) {
-  int64_t sum = 0;
-  if (__builtin_add_overflow(a, b, &sum)) throw Error("the plan needs more than 2^63 bytes of memory");
-  return sum;
-}
-
 std::string exact(int64_t bytes) {
   return concat(bytes_text(bytes), " (", with_thousands(bytes), " bytes)");
 }
 
 }  // namespace
+
+int64_t add_bytes(int64_t a, int64_t b) {
+  int64_t sum = 0;
+  if (__builtin_add_overflow(a, b, &sum)) throw Error("the plan needs more than 2^63 bytes of memory");
+  return sum;
+}
 
 int64_t aligned_bytes(int64_t bytes) {
   return add_bytes(bytes, kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment;

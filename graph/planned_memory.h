@@ -9,7 +9,9 @@
 
 namespace kumi {
 
-// Rounded up to kBufferAlignment (graph/passes/memory.h). Throws Error if that has no 63 bits.
+// The sum. Throws Error if that has no 63 bits.
+int64_t add_bytes(int64_t a, int64_t b);
+// Rounded up to kBufferAlignment (graph/passes/memory.h). Throws as add_bytes does.
 int64_t aligned_bytes(int64_t bytes);
 // The bytes of a value in an arena.
 int64_t buffer_bytes(const Type& type);

@@ -1,6 +1,7 @@
 // The invariants of a module, checked after every pass and after every read of a file (pipeline.h).
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <set>
 #include <unordered_map>
 #include <unordered_set>
@@ -15,9 +16,14 @@ namespace {
 constexpr int kHighestRank = 16;
 // Terms of the polynomial that counts a tensor's elements: damaged input must not make it explode.
 constexpr size_t kMostTerms = 4096;
+constexpr int64_t kMostBytes = std::numeric_limits<int64_t>::max();
 
 using Names = std::unordered_set<std::string>;
 using States = std::unordered_map<std::string, const State*>;
+
+bool has_known_sizes(const Type& type) {
+  return std::all_of(type.shape.begin(), type.shape.end(), [](const Dim& dim) { return dim.is_number(); });
+}
 
 bool has_nan(const Attribute& attribute) {
   const double* number = std::get_if<double>(&attribute);
@@ -151,27 +157,13 @@ class GraphVerifier {
     if (!strides.empty() && strides.size() != value.type.shape.size())
       throw Error(
           concat("'", value.name, "' has ", value.type.rank(), " axes, but ", strides.size(), " strides"));
-    // From the first to the last element.
-    int64_t bytes = byte_count(value.type);
-    if (!strides.empty()) {
-      int64_t last = 0;
-      for (size_t i = 0; i < strides.size(); ++i) {
-        int64_t step = 0;
-        if (strides[i] < 0 || __builtin_mul_overflow(strides[i], value.type.shape[i].number() - 1, &step) ||
-            __builtin_add_overflow(last, step, &last) || last > (int64_t{1} << 58))
-          throw Error(concat("'", value.name, "' has the impossible stride ", strides[i]));
-      }
-      bytes = (last + 1) * size_of(value.type.dtype);
-    }
-    int64_t space = 0;
-    if (placement.state.empty()) {
-      if (!graph_.arena_bytes)
-        throw Error(concat("'", value.name, "' is placed in an arena of unknown size"));
-      space = *graph_.arena_bytes;
-    } else {
-      const State& state = find_state(placement.state);
-      space = state.offset ? states_end_ - *state.offset : byte_count(state.type);
-    }
+    if (placement.state.empty() && !graph_.arena_bytes)
+      throw Error(concat("'", value.name, "' is placed in an arena of unknown size"));
+    if (!has_known_sizes(value.type))
+      throw Error(
+          concat("'", value.name, "' is placed in memory, but its size is not known: ", display(value.type)));
+    const int64_t bytes = extent(value);
+    const int64_t space = placement.state.empty() ? *graph_.arena_bytes : space_from(placement.state);
     if (placement.offset < 0 || placement.offset > space || bytes > space - placement.offset)
       throw Error(
           concat("'", value.name, "' is placed outside of ",
@@ -180,6 +172,29 @@ class GraphVerifier {
     if (placement.offset % size_of(value.type.dtype) != 0)
       throw Error(concat("'", value.name, "' is placed at byte ", placement.offset,
                          ", no multiple of its elements' size"));
+  }
+
+  // Bytes from the first to the last element of a placed value.
+  static int64_t extent(const Value& value) {
+    const std::vector<int64_t>& strides = value.placement->strides;
+    if (strides.empty()) return byte_count(value.type);
+    int64_t last = 0;
+    for (size_t i = 0; i < strides.size(); ++i) {
+      int64_t step = 0;
+      if (strides[i] < 0 || __builtin_mul_overflow(strides[i], value.type.shape[i].number() - 1, &step) ||
+          __builtin_add_overflow(last, step, &last) || last >= kMostBytes / size_of(value.type.dtype))
+        throw Error(concat("'", value.name, "' has the impossible stride ", strides[i]));
+    }
+    return (last + 1) * size_of(value.type.dtype);
+  }
+
+  // Bytes from the beginning of a state: a value may go on into the states that follow it.
+  int64_t space_from(const std::string& name) const {
+    const State& state = find_state(name);
+    if (state.offset) return states_end_ - *state.offset;
+    if (!has_known_sizes(state.type))
+      throw Error(concat("the size of the state ", quoted(name), " is not known: ", display(state.type)));
+    return byte_count(state.type);
   }
 
   const State& find_state(const std::string& name) const {
@@ -299,7 +314,9 @@ void check_states(const Module& module, const TypeChecker& types, States* states
     try {
       if (!states->emplace(state.name, &state).second) throw Error("two states have one name");
       types.check(state.type);
-      if (state.offset && (*state.offset < 0 || *state.offset > int64_t{1} << 58))
+      if (state.offset && !has_known_sizes(state.type))
+        throw Error(concat("it is placed in memory, but its size is not known: ", display(state.type)));
+      if (state.offset && (*state.offset < 0 || *state.offset > kMostBytes - byte_count(state.type)))
         throw Error(concat("it is placed at the impossible byte ", *state.offset));
       if (state.offset.has_value() != module.states[0].offset.has_value())
         throw Error("some states are placed in memory, others are not");

@@ -6,6 +6,7 @@
 
 #include "graph/op.h"
 #include "graph/parts.h"
+#include "graph/planned_memory.h"
 #include "graph/uses.h"
 
 namespace kumi {
@@ -66,8 +67,8 @@ void lay_out_states(Module* module, int64_t alignment) {
   }
   int64_t end = 0;
   auto place = [&](State* state, int64_t multiple) {
-    state->offset = (end + multiple - 1) / multiple * multiple;
-    end = *state->offset + byte_count(state->type);
+    state->offset = add_bytes(end, multiple - 1) / multiple * multiple;
+    end = add_bytes(*state->offset, byte_count(state->type));
   };
   for (State& state : module->states) {
     if (state.offset) continue;

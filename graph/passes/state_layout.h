@@ -12,7 +12,8 @@
 namespace kumi {
 
 // Sets State::offset. Of wishes that contradict each other the one with more states wins. States that
-// follow each other by wish have no gap between them; all others begin at a multiple of `alignment`.
+// follow each other by wish have no gap between them; all others begin at a multiple of `alignment`. Throws
+// Error if they take more than 2^63 bytes.
 void lay_out_states(Module* module, int64_t alignment);
 
 }  // namespace kumi

@@ -206,7 +206,7 @@ TEST(Recipe, ValuesOutOfRangeHaveTheirPlace) {
       {"steps: 3000000000", 1, "steps is 3000000000"},
       {"memory_limit: \"2 gigs\"", 1, "\"2 gigs\" is no amount of memory"},
       {"memory_limit: \"-1GB\"", 1, "\"-1GB\" is no amount of memory"},
-      {"plan { disable: \"fuze\" }", 8, "did you mean 'fuse'?"},
+      {"plan { disable: \"fuze\" }", 8, "there is no optimization \"fuze\" to disable"},
       {"checkpoint { every: -1 }", 14, "checkpoint.every is -1"},
       {"checkpoint { keep: -1 }", 14, "checkpoint.keep is -1"},
       {"log { every: 0 }", 7, "log.every is 0"},

@@ -45,6 +45,16 @@ std::multiset<std::string> of_weights(const std::vector<std::string>& prefixes) 
   return states;
 }
 
+// The states that a value is made of: one, or several one after the other.
+std::vector<std::string> states_in(const Graph& graph, ValueId value) {
+  const Node& node = graph.producer(value);
+  if (node.op == "read") return {string_attribute(node.attributes, "state")};
+  std::vector<std::string> states;
+  for (ValueId operand : node.operands)
+    for (const std::string& name : states_in(graph, operand)) states.push_back(name);
+  return states;
+}
+
 std::vector<std::string> output_names(const Graph& graph) {
   std::vector<std::string> names;
   for (const Output& output : graph.outputs) names.push_back(output.name);
@@ -110,21 +120,32 @@ TEST(Optimizer, StatesHaveTheirKinds) {
 }
 
 TEST(Optimizer, OnlyMatricesDecay) {
-  PlanOptions options = train_options(1);
-  options.optimizer.weight_decay = 0.25;
-  Module module = train(options);
-  const Graph& update = *module.find_graph("update");
-  int updates = 0;
-  for (const Node& node : update.nodes) {
-    if (node.op != "adamw") continue;
-    ++updates;
-    bool matrix = update.type(node.results[0]).rank() >= 2;
-    EXPECT_EQ(float_attribute(node.attributes, "weight_decay"), matrix ? 0.25 : 0.0);
-    const Node& weight = update.producer(node.operands[0]);
-    EXPECT_EQ(node.scope,
-              string_attribute(weight.attributes, "state").starts_with("layers.0") ? "layers.0" : "");
+  for (const bool sweeps : {true, false}) {
+    SCOPED_TRACE(sweeps ? "all weights at once" : "one by one");
+    PlanOptions options = train_options(1);
+    options.optimizer.weight_decay = 0.25;
+    if (!sweeps) options.disabled = {"sweep"};
+    Module module = train(options);
+    const Graph& update = *module.find_graph("update");
+    int updates = 0;
+    std::multiset<std::string> updated;
+    for (const Node& node : update.nodes) {
+      if (node.op != "adamw") continue;
+      ++updates;
+      const std::vector<std::string> names = states_in(update, node.operands[0]);
+      const bool several = names.size() > 1;
+      for (const std::string& name : names) {
+        updated.insert(name);
+        const bool matrix = module.find_state(name)->type.rank() >= 2;
+        EXPECT_EQ(float_attribute(node.attributes, "weight_decay"), matrix ? 0.25 : 0.0) << name;
+        const std::string scope_of_weight = name.starts_with("layers.0") ? "layers.0" : "";
+        EXPECT_EQ(node.scope, several ? "optimizer" : scope_of_weight) << name;
+      }
+    }
+    // The norm's weight by itself, and the three matrices.
+    EXPECT_EQ(updates, sweeps ? 2 : 4);
+    EXPECT_EQ(updated, of_weights({""}));
   }
-  EXPECT_EQ(updates, 4);
 }
 
 TEST(Optimizer, KeepOutputsKeepsTheModelsOwn) {

@@ -86,6 +86,38 @@ TEST(Verify, RefusesBrokenInvariants) {
        }},
       {"the stream is -1", [](Module& m) { m.graphs[0].nodes[0].stream = -1; }},
       {"arena of unknown size", [](Module& m) { m.graphs[0].values[0].placement = Placement{"", 0}; }},
+      {"'tokens' is placed in memory, but its size is not known: i32[batch, seq]",
+       [](Module& m) {
+         m.graphs[0].arena_bytes = 1024;
+         m.graphs[0].values[0].placement = Placement{"", 0};
+       }},
+      {"'tokens' is placed in memory, but its size is not known",
+       [](Module& m) { m.graphs[0].values[0].placement = Placement{"embed.weight", 0}; }},
+      {"there is no state \"embed\"",
+       [](Module& m) {
+         const ValueId weight = m.graphs[0].find_value("embed.weight");
+         m.graphs[0].values[weight].placement = Placement{"embed", 0};
+       }},
+      {"the size of the state \"head.weight\" is not known: f32[batch, hidden (6)]",
+       [](Module& m) {
+         const ValueId weight = m.graphs[0].find_value("embed.weight");
+         m.states.back().type.shape[0] = Dim::symbol("batch");
+         m.graphs[0].values[weight].placement = Placement{"head.weight", 0};
+       }},
+      {"checking the state \"head.weight\"",
+       [](Module& m) {
+         for (State& state : m.states) state.offset = 0;
+         m.states.back().type.shape[0] = Dim::symbol("batch");
+       }},
+      {"some states are placed in memory, others are not", [](Module& m) { m.states[1].offset = 0; }},
+      {"it is placed at the impossible byte -4",
+       [](Module& m) {
+         for (State& state : m.states) state.offset = -4;
+       }},
+      {"it is placed at the impossible byte 9223372036854775800",
+       [](Module& m) {
+         for (State& state : m.states) state.offset = 9223372036854775800;
+       }},
       {"too many terms",
        [](Module& m) {
          Dim sum(1);
@@ -140,6 +172,33 @@ TEST(Verify, PlacementsStayInside) {
       EXPECT_THROW(verify(moved), Error) << value.name << " at " << offset;
     }
   }
+}
+
+TEST(Verify, StridesStayInside) {
+  PlanOptions options;
+  options.sizes = {{"seq", 5}};
+  Module module = run_pipeline(testing::small_model(), options);
+  Graph& graph = module.graphs[0];
+  const ValueId x = graph.find_value("x");  // f32[2, 5, 6]
+  const auto failure = [&](int64_t offset, const std::vector<int64_t>& strides) -> std::string {
+    graph.values[x].placement = Placement{"", offset, strides};
+    try {
+      verify(module);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "no error";
+  };
+  constexpr int64_t kFar = int64_t{1} << 62;
+  // From the first to the last element: 1 * 60 + 4 * 10 + 5 * 2 elements further on.
+  graph.arena_bytes = 64 + (60 + 40 + 10 + 1) * 4;
+  EXPECT_EQ(failure(64, {60, 10, 2}), "no error");
+  EXPECT_NE(failure(68, {60, 10, 2}).find("'x' is placed outside of the arena"), std::string::npos);
+  EXPECT_NE(failure(64, {61, 10, 2}).find("'x' is placed outside of the arena"), std::string::npos);
+  EXPECT_NE(failure(0, {10, 2}).find("'x' has 3 axes, but 2 strides"), std::string::npos);
+  EXPECT_NE(failure(0, {60, -10, 2}).find("'x' has the impossible stride -10"), std::string::npos);
+  EXPECT_NE(failure(0, {60, 10, kFar}).find("'x' has the impossible stride"), std::string::npos);
+  EXPECT_NE(failure(0, {kFar, 10, 2}).find("'x' has the impossible stride"), std::string::npos);
 }
 
 }  // namespace

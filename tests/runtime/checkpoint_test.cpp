@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tests/support/fake_device.h"
+#include "tests/support/placed_states.h"
 #include "tests/support/temporary_folder.h"
 
 namespace kumi {
@@ -18,11 +19,12 @@ namespace {
 
 namespace fs = std::filesystem;
 using testing::FakeDevice;
+using testing::placed_states;
 using testing::TemporaryFolder;
 
 Plan plan_of(std::vector<State> states) {
   Plan plan;
-  plan.states = std::move(states);
+  plan.states = placed_states(std::move(states));
   return plan;
 }
 

@@ -12,11 +12,13 @@
 #include "tests/graph/evaluate.h"
 #include "tests/graph/small_model.h"
 #include "tests/support/fake_device.h"
+#include "tests/support/placed_states.h"
 
 namespace kumi {
 namespace {
 
 using testing::FakeDevice;
+using testing::placed_states;
 using testing::Tensors;
 
 std::string message_of(const std::function<void()>& function) {
@@ -43,8 +45,8 @@ Type type_of(DType dtype, std::initializer_list<int64_t> sizes) {
 //   update:  count = count + 1; no inputs or outputs
 Plan hand_made_plan() {
   Plan plan;
-  plan.states = {{"weight", State::kWeight, type_of(DType::F32, {2, 3}), {}, {}},
-                 {"count", State::kOptimizer, type_of(DType::I32, {}), {}, {}}};
+  plan.states = placed_states({{"weight", State::kWeight, type_of(DType::F32, {2, 3}), {}, {}},
+                               {"count", State::kOptimizer, type_of(DType::I32, {}), {}, {}}});
   plan.kernels = {{"scale", "", {}}, {"increment", "", {}}};
   const BufferSlot picked{kNone, 0}, x{kNone, 64}, y{kNone, 128}, total{kNone, 192}, weight{0, 0},
       count{1, 0};
@@ -251,8 +253,12 @@ TEST_F(ExecutorTest, FreesWhatItHasWhenItCannotBeMade) {
   expect_contains(message_of([&] { Executor(hand_made_plan(), device_); }), "it does not compile");
   EXPECT_EQ(device_.allocations, 0);
   Plan plan = hand_made_plan();
-  for (State& state : plan.states) state.type = type_of(DType::F32, {int64_t{1} << 60});
+  plan.states[1].type = type_of(DType::F32, {int64_t{1} << 60});
+  plan.states[1].offset = int64_t{1} << 62;
   expect_contains(message_of([&] { Executor(plan, device_); }), "2^63 bytes");
+  plan = hand_made_plan();
+  plan.states[1].offset.reset();
+  expect_contains(message_of([&] { Executor(plan, device_); }), "the state \"count\" has no place in memory");
 }
 
 // ------------------------------------------------------------------------------ on the CPU's device

@@ -7,11 +7,13 @@
 #include <limits>
 
 #include "tests/support/fake_device.h"
+#include "tests/support/placed_states.h"
 
 namespace kumi {
 namespace {
 
 using testing::FakeDevice;
+using testing::placed_states;
 
 // Deals out ids that count up; ends after `batches` batches.
 class CountingBatches : public BatchSource {
@@ -41,8 +43,8 @@ class CountingBatches : public BatchSource {
 Plan training_plan() {
   Plan plan;
   const Type scalar{DType::F32, {}}, ids{DType::I32, {Dim(2), Dim(3)}};
-  plan.states = {{"step", State::kOptimizer, Type{DType::I32, {}}, {}, {}},
-                 {"sum", State::kAccumulator, scalar, {}, {}}};
+  plan.states = placed_states({{"step", State::kOptimizer, Type{DType::I32, {}}, {}, {}},
+                               {"sum", State::kAccumulator, scalar, {}, {}}});
   plan.kernels = {{"add", "", {}}, {"finish", "", {}}};
   const BufferSlot step{0, 0}, sum{1, 0}, tokens{kNone, 0}, labels{kNone, 64}, loss{kNone, 128},
       norm{kNone, 192}, rate{kNone, 256};
