@@ -112,8 +112,9 @@ class PlanMaker {
     if (op.is_state_access || op.is_view || is_dead(graph, uses, unit)) return;
     if (node.op == "constant" && is_inlined_constant(graph, uses, node.results[0])) return;
 
-    if (op.in_place_operand) {
-      const ValueId before = node.operands[*op.in_place_operand], after = node.results[0];
+    const ValueId before = operand_changed_in_place(node);
+    if (before != kNone) {
+      const ValueId after = node.results[0];
       add_copy(graph, node, graph.type(after), window(graph, before), window(graph, after), graph_plan);
     }
     Step step;
@@ -123,8 +124,9 @@ class PlanMaker {
     if (op.matmul) {
       step.name = node.op;
       step.matmul = distinct(op.matmul(graph, node), &plan_.matmuls);
-      for (ValueId operand : node.operands)
-        if (operand != kNone) add_buffer(graph, operand, &step);
+      for (size_t i = 0; i < node.operands.size(); ++i)
+        if (node.operands[i] != kNone && (before == kNone || i != *op.in_place_operand))
+          add_buffer(graph, node.operands[i], &step);
       for (ValueId result : node.results) add_buffer(graph, result, &step);
     } else if (op.kernel) {
       LoweredGroup lowered = lower_group(graph, uses, unit);

@@ -1,5 +1,6 @@
 #include "codegen/emitter.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <map>
@@ -14,6 +15,9 @@ const Dialect& host_dialect() {
       .function_prefix = "extern \"C\" void ",
       // Iterations are independent: no checks at run time, which would see overlap in the rows of two parts.
       .vector_loop_pragma = "#pragma clang loop vectorize(assume_safety)",
+      // Short inner loops are unrolled first; what then remains must not be vectorised across, with a
+      // gather for each element.
+      .outer_loop_pragma = "#pragma clang loop vectorize(disable)",
       .reduction_block_begin = "#pragma clang fp reassociate(on)",
       .reduction_pragma = "#pragma clang loop vectorize(enable) interleave_count(4)",
       .restrict_keyword = "__restrict",
@@ -92,7 +96,7 @@ class Printer {
       line(type + " " + dialect_.restrict_keyword + " " + buffer.name + " = (" + type + ")buffers[" +
            std::to_string(i) + "];" + (buffer.comment.empty() ? "" : "  // " + buffer.comment));
     }
-    if (phase.loop == LoopKind::kVector) line(dialect_.vector_loop_pragma);
+    print_loop_pragma(phase.loop, phase.body);
     line("for (long " + phase.variable + " = begin; " + phase.variable + " < end; ++" + phase.variable +
          ") {");
     ++depth_;
@@ -101,6 +105,19 @@ class Printer {
     line("}");
     --depth_;
     line("}");
+  }
+
+  void print_loop_pragma(LoopKind loop, const std::vector<Stmt>& body) {
+    if (loop == LoopKind::kVector)
+      line(dialect_.vector_loop_pragma);
+    else if (has_vector_loop(body))
+      line(dialect_.outer_loop_pragma);
+  }
+
+  static bool has_vector_loop(const std::vector<Stmt>& body) {
+    return std::any_of(body.begin(), body.end(), [](const Stmt& s) {
+      return (s.kind == Stmt::kFor && s.loop == LoopKind::kVector) || has_vector_loop(s.body);
+    });
   }
 
   static void mark_used(const Expr& e, std::map<std::string, bool>* used) {
@@ -120,7 +137,7 @@ class Printer {
   void print(const Stmt& s) {
     switch (s.kind) {
       case Stmt::kFor:
-        if (s.loop == LoopKind::kVector) line(dialect_.vector_loop_pragma);
+        print_loop_pragma(s.loop, s.body);
         line("for (long " + s.name + " = " + text(s.begin) + "; " + s.name + " < " + text(s.end) + "; ++" +
              s.name + ") {");
         ++depth_;
@@ -228,6 +245,7 @@ class Printer {
       case ExprNode::kVariable:
         return node.name;
       case ExprNode::kLoad: {
+        if (node.as_pair) return "((const int*)" + node.name + ")[" + text(node.arguments[0]) + "]";
         std::string load = node.name + "[" + text(node.arguments[0]) + "]";
         auto found = element_types_.find(node.name);
         if (found != element_types_.end() && found->second == DType::BF16)

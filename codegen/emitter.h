@@ -13,6 +13,7 @@ struct Dialect {
   std::string name;
   std::string function_prefix;        // before the name of a phase's function
   std::string vector_loop_pragma;     // before a loop whose iterations are independent
+  std::string outer_loop_pragma;      // before a loop with vector loops inside
   std::string reduction_block_begin;  // opens the block around a reduction's loop
   std::string reduction_pragma;       // before that loop
   std::string restrict_keyword;

@@ -32,7 +32,7 @@ struct Kernel {
 };
 
 // A matrix product by the device's library:
-//   C[b] = A[b] B[b] (+ bias)   for b in [0, batch), A[b]: m x k, B[b]: k x n, C[b]: m x n.
+//   C[b] = A[b] B[b] (+ bias) (+ C[b])   for b in [0, batch), A[b]: m x k, B[b]: k x n, C[b]: m x n.
 // Element (i, j) of A[b] is at a[b * a_batch_stride + i * a_row_stride + j * a_column_stride], in
 // elements; likewise B and C (C's column stride is 1). Buffers in order: A, B, [bias: n], C.
 struct MatmulCall {
@@ -43,6 +43,7 @@ struct MatmulCall {
   int64_t b_batch_stride = 0, b_row_stride = 0, b_column_stride = 0;
   int64_t c_batch_stride = 0, c_row_stride = 0;
   bool bias = false;
+  bool accumulate = false;  // C += instead of C =
 
   bool operator==(const MatmulCall&) const = default;
 };

@@ -30,6 +30,16 @@ Expr Buffer::operator[](Expr index) const {
   return Expr(std::make_shared<const ExprNode>(std::move(node)));
 }
 
+Expr Buffer::pair(Expr index) const {
+  ExprNode node;
+  node.kind = ExprNode::kLoad;
+  node.dtype = DType::I32;
+  node.name = name;
+  node.as_pair = true;
+  node.arguments = {std::move(index)};
+  return Expr(std::make_shared<const ExprNode>(std::move(node)));
+}
+
 Expr Local::value() const {
   return variable(name, dtype);
 }

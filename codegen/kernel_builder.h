@@ -23,6 +23,8 @@ struct Buffer {
   DType dtype = DType::F32;
 
   Expr operator[](Expr index) const;
+  // Two neighbouring bf16 as one i32, the index counting pairs: for tile products.
+  Expr pair(Expr index) const;
 };
 
 // A mutable local variable. Reading it gives its value at that point of the program.

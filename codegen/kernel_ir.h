@@ -51,6 +51,7 @@ struct ExprNode {
   std::string name;
   int64_t integer = 0;
   double number = 0;
+  bool as_pair = false;  // kLoad: 32 bits of a bf16 buffer, the index counting pairs
   std::vector<Expr> arguments;
 };
 

@@ -60,6 +60,7 @@ proto::Plan to_proto(const Plan& plan) {
     to->set_c_batch_stride(call.c_batch_stride);
     to->set_c_row_stride(call.c_row_stride);
     to->set_bias(call.bias);
+    to->set_accumulate(call.accumulate);
   }
   for (const GraphPlan& graph : plan.graphs) {
     proto::GraphPlan* to = out.add_graphs();
@@ -93,7 +94,7 @@ std::string spelled(const MatmulCall& call) {
                 call.batch, ", ", call.m, " x ", call.n, " x ", call.k, ", ",
                 operand("A", call.a_batch_stride, call.a_row_stride, call.a_column_stride), ", ",
                 operand("B", call.b_batch_stride, call.b_row_stride, call.b_column_stride),
-                call.bias ? ", bias" : "");
+                call.bias ? ", bias" : "", call.accumulate ? ", added to C" : "");
 }
 
 }  // namespace

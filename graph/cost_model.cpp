@@ -57,7 +57,7 @@ Prediction predict(const Cost& cost, const MachineRates& machine) {
 
 Cost launch_cost(const Graph& graph, const Uses& uses, const Unit& unit) {
   // Of what it changes a part of, only that part.
-  if (op_of(graph.nodes[unit[0]]).in_place_operand) return cost_of(graph, graph.nodes[unit[0]]);
+  if (operand_changed_in_place(graph.nodes[unit[0]]) != kNone) return cost_of(graph, graph.nodes[unit[0]]);
   const std::set<NodeId> inside(unit.begin(), unit.end());
   Cost cost;
   std::map<ValueId, double> read;  // a value that several nodes read is loaded once

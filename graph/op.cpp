@@ -170,13 +170,19 @@ std::vector<Type> infer_types(const OpDef& op, const std::vector<const Type*>& o
   return types;
 }
 
+ValueId operand_changed_in_place(const Node& node) {
+  const std::optional<size_t> position = op_of(node).in_place_operand;
+  return position && *position < node.operands.size() ? node.operands[*position] : kNone;
+}
+
 Cost cost_of(const Graph& graph, const Node& node) {
   const OpDef& op = op_of(node);
   Cost cost;
   if (op.is_view || op.is_state_access) return cost;
   for (size_t i = 0; i < node.operands.size(); ++i) cost.bytes += bytes_read(graph, node, i);
   for (ValueId result : node.results) cost.bytes += static_cast<double>(byte_count(graph.type(result)));
-  if (op.in_place_operand) {  // of which as much is written as the other operands have
+  // Of which as much is written as the other operands have. A product writes all of it.
+  if (operand_changed_in_place(node) != kNone && !op.matmul) {
     const auto whole = static_cast<double>(byte_count(graph.type(node.results[0])));
     cost.bytes = 2 * (cost.bytes - 2 * whole);
   }

@@ -158,7 +158,7 @@ struct OpDef {
   // The kernel writes a part of the first result only and leaves the rest as it finds it: the result begins
   // as a copy of this operand, which is of its type. Where the operand's place can be taken, as that of a
   // state which the result is written to, nothing is copied.
-  std::optional<size_t> in_place_operand = std::nullopt;
+  std::optional<size_t> in_place_operand = std::nullopt;  // if the node has it
   // A weight for averaging losses over several micro-batches: builds the number of terms of which
   // the (mean) result is an average. Null: 1.
   std::function<ValueId(GraphBuilder&, const Node&)> loss_weight = nullptr;
@@ -191,6 +191,9 @@ std::vector<const OpDef*> all_ops();
 // Error naming the op, the operand or attribute, what was expected, and "did you mean".
 std::vector<Type> infer_types(const OpDef& op, const std::vector<const Type*>& operands,
                               Attributes* attributes);
+
+// The operand that the node changes in place (OpDef::in_place_operand), or kNone.
+ValueId operand_changed_in_place(const Node& node);
 
 Cost cost_of(const Graph& graph, const Node& node);
 

@@ -91,9 +91,14 @@ const std::vector<Optimization>& optimizations() {
   return all;
 }
 
-void check_disabled(const PlanOptions& options) {
+std::vector<std::string> optimization_names() {
   std::vector<std::string> names;
   for (const Optimization& optimization : optimizations()) names.push_back(optimization.name);
+  return names;
+}
+
+void check_disabled(const PlanOptions& options) {
+  const std::vector<std::string> names = optimization_names();
   for (const std::string& name : options.disabled)
     if (std::find(names.begin(), names.end(), name) == names.end())
       throw Error(concat("there is no optimization ", quoted(name), " to disable"))

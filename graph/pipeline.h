@@ -45,6 +45,7 @@ struct Optimization {
   std::string doc;
 };
 const std::vector<Optimization>& optimizations();
+std::vector<std::string> optimization_names();
 
 struct PlanOptions {
   Goal goal = Goal::kForward;

@@ -42,6 +42,7 @@ struct Rows {
   int64_t stride = 0;
   Expr count;          // rows that there are
   bool whole = false;  // as many as the block has
+  bool pairs = false;  // bf16 that can be loaded two by two
 };
 
 // What both kernels share. Indices `j` (keys) and `r` (queries) count within their blocks.
@@ -108,6 +109,10 @@ class BlockWriter {
   void pack_rows(const Buffer& target, const Rows& source, int64_t count) {
     rows(0, count, [&](Expr row) {
       each(units(blocks.depth), [&](Expr u) {
+        if (narrow && source.pairs) {
+          k.store(target, row * units(blocks.depth) + u, pair_of(source, row, u));
+          return;
+        }
         Expr unit = narrow ? exact_bf16_pair(element(source, row, u * 2), element(source, row, u * 2 + 1))
                            : element(source, row, u);
         k.store(target, row * units(blocks.depth) + u, unit);
@@ -197,7 +202,17 @@ class BlockWriter {
                Expr count, bool whole) {
     const int64_t stride = layout.strides[s.seq_axis];
     Expr begin = batch * layout.strides[0] + head * layout.strides[s.head_axis] + first * stride;
-    return {buffer, k.let("rows_at", begin), stride, count, whole};
+    // An even place, wherever the rows begin: buffers and their parts begin at multiples of 64 bytes or of
+    // a row's length.
+    bool pairs = narrow && blocks.depth == s.head_dim && layout.strides[0] % 2 == 0;
+    for (int64_t other : layout.strides) pairs = pairs && (other % 2 == 0 || other == 1);
+    return {buffer, k.let("rows_at", begin), stride, count, whole, pairs};
+  }
+
+  Expr pair_of(const Rows& source, Expr row, Expr unit) const {
+    Expr at_row = source.whole ? row : minimum(row, source.count - 1);
+    Expr value = source.buffer.pair(source.begin / 2 + at_row * (source.stride / 2) + unit);
+    return source.whole ? value : select(row < source.count, value, cast(DType::I32, Expr(0)));
   }
 
   // 0 beyond the last row and beyond head_dim.

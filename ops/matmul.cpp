@@ -43,8 +43,14 @@ Product product_of(const Graph& graph, const Node& node) {
                     node.attributes);
 }
 
+constexpr size_t kAddend = 3;
+
 bool has_bias(const Node& node) {
   return node.operands.size() > 2 && node.operands[2] != kNone;
+}
+
+bool has_addend(const Node& node) {
+  return node.operands.size() > kAddend && node.operands[kAddend] != kNone;
 }
 
 std::vector<Type> infer_matmul(const InferContext& context) {
@@ -78,7 +84,11 @@ std::vector<Type> infer_matmul(const InferContext& context) {
   Shape shape = lead;
   shape.push_back(m);
   shape.push_back(n);
-  return {{bool_attribute(context.attributes, "f32_result") ? DType::F32 : a.dtype, shape}};
+  const Type result{bool_attribute(context.attributes, "f32_result") ? DType::F32 : a.dtype, shape};
+  if (context.has(kAddend) && context.operand(kAddend) != result)
+    context.fail(concat("'addend' needs the result's type ", display(result), ", found ",
+                        display(context.operand(kAddend))));
+  return {result};
 }
 
 ValueId product(GraphBuilder& builder, ValueId a, bool transpose_a, ValueId b, bool transpose_b) {
@@ -104,6 +114,7 @@ std::vector<ValueId> gradient_of_matmul(GradientContext& context) {
   std::vector<ValueId> gradients(context.node.operands.size(), kNone);
   Shape a_shape = context.type(a).shape, b_shape = context.type(b).shape;
 
+  if (has_addend(context.node) && context.needed[kAddend]) gradients[kAddend] = context.gradient();
   if (has_bias(context.node) && context.needed[2])
     gradients[2] = builder.sum_to(dy, context.type(context.operand(2)).shape);
 
@@ -160,6 +171,7 @@ MatmulCall lower_matmul(const Graph& graph, const Node& node) {
   call.n = p.n;
   call.k = p.k;
   call.bias = has_bias(node);
+  call.accumulate = has_addend(node);
   const Matrices a = matrices_of(graph.values[node.operands[0]]),
                  b = matrices_of(graph.values[node.operands[1]]),
                  c = matrices_of(graph.values[node.results[0]]);
@@ -189,6 +201,7 @@ void reference_matmul(const ReferenceContext& context) {
     for (int64_t i = 0; i < p.m; ++i)
       for (int64_t j = 0; j < p.n; ++j) {
         double sum = context.has(2) ? context.operand(2).data[j] : 0;
+        if (context.has(kAddend)) sum += context.operand(kAddend).data[(l * p.m + i) * p.n + j];
         const double* matrix_a = a.data.data() + l * p.m * p.k;
         const double* matrix_b = b.data.data() + (p.batched_b ? l * p.k * p.n : 0);
         for (int64_t x = 0; x < p.k; ++x)
@@ -212,7 +225,8 @@ void register_matmul_ops() {
           "operand. Accumulates in f32.",
       .operands = {{"a", "[..., m, k], or [..., k, m] with transpose_a"},
                    {"b", "[k, n] or [..., k, n]; the last two swapped with transpose_b"},
-                   {"bias", "[n], added to every row", true}},
+                   {"bias", "[n], added to every row", true},
+                   {"addend", "of the result's type, added to it; the result may take its place", true}},
       .attributes = {{"transpose_a", AttributeKind::kBool, "a is stored transposed", Attribute(false), {}},
                      {"transpose_b", AttributeKind::kBool, "b is stored transposed", Attribute(false), {}},
                      {"f32_result",
@@ -227,12 +241,14 @@ void register_matmul_ops() {
             Product p = product_of(graph, node);
             double results =
                 static_cast<double>(p.batch()) * static_cast<double>(p.m) * static_cast<double>(p.n);
-            return 2 * results * static_cast<double>(p.k) + (has_bias(node) ? results : 0);
+            return 2 * results * static_cast<double>(p.k) + (has_bias(node) ? results : 0) +
+                   (has_addend(node) ? results : 0);
           },
       .is_product = true,
       .reference = reference_matmul,
       .precision = OpPrecision::kLow,
       .takes_strides = true,
+      .in_place_operand = kAddend,
       .matmul = lower_matmul,
   });
 }

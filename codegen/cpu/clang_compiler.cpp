@@ -35,7 +35,8 @@ std::vector<std::string> make_arguments() {
   std::vector<std::string> arguments = {
       "-triple", llvm::sys::getProcessTriple(), "-emit-obj", "-O3", "-x", "c++", "-std=c++20",
       // Within a statement, so within one op: fusing does not change bits.
-      "-ffp-contract=on", "-vectorize-loops", "-vectorize-slp", "-mrelocation-model", "pic", "-pic-level",
+      "-ffp-contract=on", "-relaxed-aliasing",  // pairs of bf16 are read as 32 bits
+                                        "-vectorize-loops", "-vectorize-slp", "-mrelocation-model", "pic", "-pic-level",
       "2", "-mframe-pointer=none", "-nostdsysteminc", "-nobuiltininc", "-nostdinc++", "-w",
       "-fno-caret-diagnostics", "-target-cpu", llvm::sys::getHostCPUName().str()};
 #if defined(__x86_64__)

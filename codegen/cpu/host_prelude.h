@@ -141,11 +141,15 @@ struct kumi_bf16 {
   uint16_t bits;
 };
 KUMI_INLINE float kumi_from_bf16(kumi_bf16 x) { return __builtin_bit_cast(float, (uint32_t)x.bits << 16); }
+#if defined(__AVX512BF16__)
+KUMI_INLINE kumi_bf16 kumi_to_bf16(float x) { return {__builtin_bit_cast(uint16_t, (__bf16)x)}; }
+#else
 KUMI_INLINE kumi_bf16 kumi_to_bf16(float x) {
   uint32_t bits = __builtin_bit_cast(uint32_t, x);
   uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
   return {(uint16_t)(x != x ? bits >> 16 | 0x40u : rounded)};
 }
+#endif
 // Two bf16 in 32 bits, the first in the lower half.
 KUMI_INLINE int kumi_bf16_pair(float first, float second) {
   uint32_t low = kumi_to_bf16(first).bits, high = kumi_to_bf16(second).bits;

@@ -15,8 +15,9 @@ void add_model_argument(CLI::App* command, ModelArgument* argument) {
                    "a model (.kumi source or dump, .pb or .txtpb module), or a recipe (.txtpb)")
       ->required();
   add_repeated(command, "--set", &argument->settings,
-               "sets a parameter of the model (model.hidden=256), how it is planned (precision=BF16, "
-               "plan.disable=fuse) or, of a recipe, any field; repeatable");
+               concat("sets a parameter of the model (model.hidden=256), how it is planned (precision=BF16; "
+                      "plan.disable=NAME, one of ",
+                      joined(optimization_names()), ") or, of a recipe, any field; repeatable"));
   add_repeated(command, "--size", &argument->sizes, "binds a free size, as in batch=4; repeatable");
 }
 

@@ -38,10 +38,11 @@ class Differentiation {
         active_(depends_on_weight(module, *graph)),
         gradients_(graph->values.size(), kNone) {}
 
-  void run(ValueId loss) {
+  void run(ValueId loss, bool weighted) {
     if (active_[loss]) {
-      builder_.location = graph_.producer(loss).location;
-      gradients_[loss] = builder_.constant(1.0);
+      const Node producer = graph_.producer(loss);
+      builder_.location = producer.location;
+      gradients_[loss] = weighted ? loss_weight(builder_, producer, loss) : builder_.constant(1.0);
       for (NodeId n = forward_nodes_; n-- > 0;) differentiate(n);
     }
     add_outputs();
@@ -154,6 +155,12 @@ class Differentiation {
 
 }  // namespace
 
+ValueId loss_weight(GraphBuilder& builder, const Node& producer, ValueId loss) {
+  const OpDef& op = op_of(producer);
+  const bool weighted = op.loss_weight && builder.graph().values[loss].result_index == 0;
+  return weighted ? op.loss_weight(builder, producer) : builder.constant(1.0);
+}
+
 std::vector<bool> depends_on_weight(const Module& module, const Graph& graph) {
   std::unordered_set<std::string> weights;
   for (const State& state : module.states)
@@ -175,7 +182,8 @@ Module autodiff(Module module, const PlanOptions& options) {
   ValueId loss = find_loss(*forward, options);
   Graph gradient = *forward;
   gradient.name = "gradient";
-  Differentiation(module, &gradient).run(loss);
+  Differentiation(module, &gradient)
+      .run(loss, options.goal == Goal::kTrain && options.optimizer.accumulation > 1);
   *forward = remove_dead_nodes(merge_equal_nodes(gradient));
   return module;
 }

@@ -4,10 +4,13 @@
 #include <map>
 #include <numbers>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "graph/names.h"
 #include "graph/op.h"
+#include "graph/passes/autodiff.h"
 #include "graph/rewrite.h"
+#include "graph/uses.h"
 
 namespace kumi {
 namespace {
@@ -189,24 +192,80 @@ class Training {
       Node producer = graph->producer(loss);
       builder.scope = producer.scope;
       builder.location = producer.location;
-      const OpDef& op = op_of(producer);
-      bool weighted = op.loss_weight && graph->values[loss].result_index == 0;
-      weight = weighted ? op.loss_weight(builder, producer) : builder.constant(1.0);
+      weight = loss_weight(builder, producer, loss);
       add_to(builder, "loss.weight", weight, kNone);
     }
     add_to(builder, "loss.sum", loss, weight);
+    Accumulation accumulation(*graph);
     for (const Weight& w : weights_) {
       ValueId gradient = graph->find_output("grad." + w.name);
       if (gradient == kNone) throw Error(concat("the graph 'gradient' has no output 'grad.", w.name, "'"));
-      builder.scope = w.scope;
-      builder.location = w.location;
+      accumulation.weight_of.emplace(gradient, &w);
+    }
+    for (const Weight& w : weights_) {
+      ValueId gradient = graph->find_output("grad." + w.name);
+      set_place(builder, w);
+      if (accumulates() && add_in_product(builder, accumulation, gradient)) continue;
       if (graph->type(gradient).dtype != DType::F32)
         gradient = builder.call("cast", {gradient}, {{"dtype", DType::F32}});
-      add_to(builder, "gradient." + w.name, gradient, weight);
+      add_to(builder, "gradient." + w.name, gradient, kNone);
     }
     keep_outputs(graph);
     hoist_appended_nodes(graph, first);
     *graph = remove_dead_nodes(*graph);
+  }
+
+  // What is known of the gradients that are products, before nodes are appended.
+  struct Accumulation {
+    explicit Accumulation(const Graph& graph) : uses(graph) {}
+
+    Uses uses;
+    std::unordered_map<ValueId, const Weight*> weight_of;  // by gradient
+    std::unordered_set<NodeId> done;                       // products that add to accumulators
+  };
+
+  // A product whose sums are the gradient of a weight, or of several one below the other, adds them to the
+  // accumulators itself. False if the gradient is something else.
+  bool add_in_product(GraphBuilder& builder, Accumulation& accumulation, ValueId gradient) {
+    const Graph& graph = builder.graph();
+    const Node first = graph.producer(gradient);
+    const bool split = op_of(first).moves_parts && first.operands.size() == 1;
+    const ValueId whole = split ? first.operands[0] : gradient;
+    const NodeId product = graph.values[whole].producer;
+    if (accumulation.done.count(product) != 0) return true;
+    const Node node = graph.nodes[product];
+    if (node.op != "matmul" || graph.type(whole).dtype != DType::F32 ||
+        (node.operands.size() > 2 && node.operands[2] != kNone))
+      return false;
+    if (split && accumulation.uses.consumers[whole].size() != 1) return false;
+    std::vector<const Weight*> weights;
+    for (ValueId part : split ? first.results : std::vector<ValueId>{whole}) {
+      auto weight = accumulation.weight_of.find(part);
+      if (weight == accumulation.weight_of.end() || !accumulation.uses.consumers[part].empty()) return false;
+      weights.push_back(weight->second);
+    }
+    std::vector<ValueId> sums;
+    for (const Weight* weight : weights) {
+      const std::string state = "gradient." + weight->name;
+      add_state(state, State::kAccumulator, weight->gradient_type, weight->location);
+      set_place(builder, *weight);
+      sums.push_back(read(builder, state, weight->gradient_type));
+    }
+    builder.scope = node.scope;
+    builder.location = node.location;
+    const ValueId before =
+        split ? builder.call("concat", sums, {{"axis", Dim(int_attribute(first.attributes, "axis"))}})
+              : sums[0];
+    const ValueId after =
+        builder.call("matmul", {node.operands[0], node.operands[1], kNone, before}, node.attributes, "sum");
+    std::vector<ValueId> parts = {after};
+    if (split) parts = builder.build("split", {after}, first.attributes, "sum");
+    for (size_t i = 0; i < parts.size(); ++i) {
+      set_place(builder, *weights[i]);
+      write(builder, "gradient." + weights[i]->name, parts[i]);
+    }
+    accumulation.done.insert(product);
+    return true;
   }
 
   // Writes value (times weight) into the accumulator, adding to what previous micro-batches left.

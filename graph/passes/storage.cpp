@@ -270,7 +270,8 @@ bool Storages::may_take_place(int unit, ValueId operand, ValueId result) const {
     const Node& node = graph.nodes[nodes[0]];
     const OpDef& op = op_of(node);
     // Its kernel takes an operand's place by intent.
-    const std::optional<size_t> position = op.in_place_operand ? op.in_place_operand : op.overwrites_operand;
+    const bool changes = operand_changed_in_place(node) != kNone;
+    const std::optional<size_t> position = changes ? op.in_place_operand : op.overwrites_operand;
     if (position && result == node.results[0]) {
       for (size_t i = 0; i < node.operands.size(); ++i)
         if (node.operands[i] != kNone && (places[node.operands[i]].storage == storage) != (i == *position))

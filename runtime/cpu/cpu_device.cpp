@@ -90,7 +90,9 @@ class CpuDevice : public Device {
   CpuDevice()
       : threads_(choose_thread_count()),
         cache_(KernelCache::default_directory()),
-        scratch_(std::make_shared<ScratchMemory>()) {}
+        scratch_(std::make_shared<ScratchMemory>()) {
+    pin_threads(threads_);
+  }
 
   std::string description() const override {
     return concat("cpu: ", threads_, threads_ == 1 ? " thread, " : " threads, ", host_instruction_set(),

@@ -27,9 +27,10 @@ std::optional<Kernel> matvec_kernel(const MatmulCall& call) {
       concat("c[", n, "] = a[", k, "] b[", k, ", ", n, "]", dots ? ", columns contiguous" : ""));
   const Buffer a = builder.buffer("a", call.dtype, false), b = builder.buffer("b", call.dtype, false);
   const Buffer bias = call.bias ? builder.buffer("bias", call.dtype, false) : Buffer();
-  const Buffer c = builder.buffer("c", call.dtype, true);
-  const auto with_bias = [&](const Expr& sum, const Expr& column) {
-    return call.bias ? sum + bias[column] : sum;
+  const Buffer c = builder.buffer("c", call.result_dtype, true);
+  const auto with_bias = [&](Expr sum, const Expr& column) {
+    if (call.bias) sum = sum + bias[column];
+    return call.accumulate ? c[column] + sum : sum;
   };
   if (dots) {
     builder.parallel(n, n * k, [&](Expr column) {

@@ -164,12 +164,16 @@ void pack(const T* from, const Matrices& from_layout, float* to, const Matrices&
       });
 }
 
-// And back, for the result.
+// And back, for the result, or added to it.
 template <typename T>
-void unpack(const float* from, const Matrices& from_layout, T* to, const Matrices& to_layout, int threads) {
+void unpack(const float* from, const Matrices& from_layout, T* to, const Matrices& to_layout, bool accumulate,
+            int threads) {
   for_each_line(from_layout, to_layout, threads,
                 [=](int64_t source, int64_t, int64_t target, int64_t, int64_t count) {
-                  for (int64_t i = 0; i < count; ++i) to[target + i] = from_f32<T>(from[source + i]);
+                  for (int64_t i = 0; i < count; ++i) {
+                    const float before = accumulate ? to_f32(to[target + i]) : 0;
+                    to[target + i] = from_f32<T>(from[source + i] + before);
+                  }
                 });
 }
 
@@ -178,7 +182,7 @@ class PreparedMatmul {
  public:
   // Nothing if oneDNN has only its reference loops for this, or nothing at all.
   static std::optional<PreparedMatmul> make(const Operands& operands, dnnl::memory::data_type type,
-                                            dnnl::memory::data_type result_type, bool bias) {
+                                            dnnl::memory::data_type result_type, bool bias, bool accumulate) {
     if (repeats_both(operands)) return std::nullopt;
     const bool with_batch = operands.c.batch > 1;
     dnnl::memory::desc a = descriptor(operands.a, with_batch, type),
@@ -192,6 +196,11 @@ class PreparedMatmul {
     dnnl::engine engine(dnnl::engine::kind::cpu, 0);
     dnnl::primitive_attr attributes;
     attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+    if (accumulate) {
+      dnnl::post_ops after;
+      after.append_sum();
+      attributes.set_post_ops(after);
+    }
     dnnl::matmul::desc what = bias ? dnnl::matmul::desc(a, b, bias_row, c) : dnnl::matmul::desc(a, b, c);
     dnnl::matmul::primitive_desc how(what, attributes, engine, /*allow_empty=*/true);
     if (!how || std::string_view(how.impl_info_str()).starts_with("ref")) return std::nullopt;
@@ -266,17 +275,19 @@ class DirectMatmul : public Callable {
 template <typename T, typename Result>
 class PackedMatmul : public Callable {
  public:
-  PackedMatmul(const Operands& operands, bool bias, int threads, std::shared_ptr<ScratchMemory> scratch)
+  PackedMatmul(const Operands& operands, bool bias, bool accumulate, int threads,
+               std::shared_ptr<ScratchMemory> scratch)
       : given_(operands),
         dense_{normalized(packed(operands.a)), normalized(packed(operands.b)),
                normalized(packed(operands.c))},
         bias_(bias),
+        accumulate_(accumulate),
         threads_(threads),
         scratch_(std::move(scratch)) {
     // oneDNN repeats one operand, not both.
     if (repeats_both(operands)) dense_.a.batch_stride = dense_.a.rows * dense_.a.columns;
-    prepared_ =
-        PreparedMatmul::make(dense_, dnnl::memory::data_type::f32, dnnl::memory::data_type::f32, bias);
+    prepared_ = PreparedMatmul::make(dense_, dnnl::memory::data_type::f32, dnnl::memory::data_type::f32, bias,
+                                     /*accumulate=*/false);
     if (!prepared_) throw Error("oneDNN has no code for a dense f32 matrix product on this machine");
     size_t bytes = 0;
     auto place = [&](size_t size) { return std::exchange(bytes, bytes + round_up(size)); };
@@ -300,19 +311,19 @@ class PackedMatmul : public Callable {
     if (bias_)
       for (int64_t i = 0; i < given_.n(); ++i) bias[i] = to_f32(static_cast<const T*>(buffers[2])[i]);
     prepared_->run(a, b, bias, c, scratch + scratchpad_at_);
-    unpack(c, dense_.c, static_cast<Result*>(buffers[bias_ ? 3 : 2]), given_.c, threads_);
+    unpack(c, dense_.c, static_cast<Result*>(buffers[bias_ ? 3 : 2]), given_.c, accumulate_, threads_);
   }
 
  private:
   Operands given_, dense_;
-  bool bias_;
+  bool bias_, accumulate_;
   int threads_;
   std::shared_ptr<ScratchMemory> scratch_;
   std::optional<PreparedMatmul> prepared_;
   size_t a_at_ = 0, b_at_ = 0, c_at_ = 0, bias_at_ = 0, scratchpad_at_ = 0;  // bytes into the scratch
 };
 
-// No terms to sum: every row of C is the bias, or 0. With nothing in C, too, it does nothing.
+// No terms to sum: every row of C is the bias, or 0, or what it was. With nothing in C, too, it does nothing.
 class EmptyMatmul : public Callable {
  public:
   explicit EmptyMatmul(const MatmulCall& call) : call_(call) {}
@@ -324,20 +335,20 @@ class EmptyMatmul : public Callable {
       for (int64_t i = 0; i < call_.m; ++i) {
         std::byte* row = c + (b * call_.c_batch_stride + i * call_.c_row_stride) * size;
         if (call_.n == 0) continue;
-        memset(row, 0, static_cast<size_t>(call_.n * size));
-        for (int64_t j = 0; call_.bias && j < call_.n; ++j) copy_bias(buffers[2], j, row);
+        if (!call_.accumulate) memset(row, 0, static_cast<size_t>(call_.n * size));
+        for (int64_t j = 0; call_.bias && j < call_.n; ++j) add_bias(buffers[2], j, row);
       }
   }
 
  private:
-  void copy_bias(const void* bias, int64_t j, void* row) const {
+  void add_bias(const void* bias, int64_t j, void* row) const {
     const bool narrow = call_.dtype == DType::BF16;
     const float value =
         narrow ? to_f32(static_cast<const uint16_t*>(bias)[j]) : static_cast<const float*>(bias)[j];
     if (call_.result_dtype == DType::BF16)
-      static_cast<uint16_t*>(row)[j] = to_bf16(value);
+      static_cast<uint16_t*>(row)[j] = to_bf16(to_f32(static_cast<uint16_t*>(row)[j]) + value);
     else
-      static_cast<float*>(row)[j] = value;
+      static_cast<float*>(row)[j] += value;
   }
 
   MatmulCall call_;
@@ -368,11 +379,12 @@ std::unique_ptr<Callable> make_onednn_matmul(const MatmulCall& call, int threads
     auto type_of = [](DType dtype) {
       return dtype == DType::F32 ? dnnl::memory::data_type::f32 : dnnl::memory::data_type::bf16;
     };
-    if (auto prepared =
-            PreparedMatmul::make(operands, type_of(call.dtype), type_of(call.result_dtype), call.bias))
+    if (auto prepared = PreparedMatmul::make(operands, type_of(call.dtype), type_of(call.result_dtype),
+                                             call.bias, call.accumulate))
       return std::make_unique<DirectMatmul>(std::move(*prepared), call.bias, threads, std::move(scratch));
     auto packed = [&]<typename T, typename Result>(T, Result) {
-      return std::make_unique<PackedMatmul<T, Result>>(operands, call.bias, threads, std::move(scratch));
+      return std::make_unique<PackedMatmul<T, Result>>(operands, call.bias, call.accumulate, threads,
+                                                       std::move(scratch));
     };
     if (call.dtype == DType::F32) return packed(float(), float());
     if (call.result_dtype == DType::F32) return packed(uint16_t(), float());

@@ -10,6 +10,7 @@
 #include <fstream>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "graph/error.h"
 
@@ -18,19 +19,20 @@ namespace {
 
 constexpr int kMostThreads = 4096;
 
-// Cores with a hardware thread in the affinity mask.
-int available_cores() {
+// The first hardware thread in the affinity mask of each core that has one; empty if that is not known.
+std::vector<int> available_cores() {
   cpu_set_t mask;
-  if (sched_getaffinity(0, sizeof mask, &mask) != 0) return omp_get_num_procs();
+  if (sched_getaffinity(0, sizeof mask, &mask) != 0) return {};
+  std::vector<int> first;
   std::set<std::string> cores;  // by the list of a core's hardware threads
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
     if (!CPU_ISSET(cpu, &mask)) continue;
     std::string siblings;
     std::ifstream file(concat("/sys/devices/system/cpu/cpu", cpu, "/topology/thread_siblings_list"));
     if (!std::getline(file, siblings)) siblings = concat("cpu ", cpu);
-    cores.insert(siblings);
+    if (cores.insert(siblings).second) first.push_back(cpu);
   }
-  return std::max<int>(1, static_cast<int>(cores.size()));
+  return first;
 }
 
 // The least number of processors that the process' control group (version 2) or one above it grants.
@@ -69,7 +71,21 @@ int choose_thread_count() {
     if (long threads = strtol(wish, nullptr, 10); threads >= 1 && threads <= kMostThreads)
       return static_cast<int>(threads);
   int share = std::max(1, static_cast<int>(std::ceil(control_group_share())));
-  return std::min(available_cores(), share);
+  const size_t cores = available_cores().size();
+  return std::min(cores > 0 ? static_cast<int>(cores) : omp_get_num_procs(), share);
+}
+
+void pin_threads(int threads) {
+  const char* wish = getenv("KUMI_PIN");
+  const std::vector<int> cores = available_cores();
+  if ((wish != nullptr && std::string(wish) == "0") || threads > static_cast<int>(cores.size())) return;
+#pragma omp parallel num_threads(threads)
+  if (const int thread = omp_get_thread_num(); thread > 0) {
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cores[thread], &one);
+    (void)sched_setaffinity(0, sizeof one, &one);  // a wish; without it everything works
+  }
 }
 
 IterationRange range_of_thread(int thread, int threads, int64_t extent, int64_t grain) {

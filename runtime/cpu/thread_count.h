@@ -13,6 +13,11 @@ namespace kumi {
 // is no number.
 int choose_thread_count();
 
+// Keeps each thread of the OpenMP team but the first on a core of its own, so that what it left in the
+// core's caches is there at the next kernel. The first, the caller's, may move: threads that it makes
+// later inherit its set of processors. Nothing happens with more threads than cores, or with KUMI_PIN=0.
+void pin_threads(int threads);
+
 struct IterationRange {
   int64_t begin = 0, end = 0;
 };
