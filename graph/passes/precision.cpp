@@ -28,6 +28,9 @@ class Lowering {
     const OpDef& op = op_of(node);
     std::vector<ValueId> operands;
     Attributes attributes = node.attributes;
+    if (op.precision == OpPrecision::kLow && leaves_graph(node))
+      for (auto& [name, value] : attributes)
+        if (name == "f32_result") value = true;
     // Casts that are written in the model are computed from what is there.
     const bool is_cast = node.op == "cast";
     for (size_t i = 0; i < node.operands.size(); ++i) {
@@ -37,11 +40,8 @@ class Lowering {
       else if (graph_.type(operand).dtype != DType::F32 || is_cast)
         operands.push_back(new_id_[operand]);
       else
-        operands.push_back(as(operand, type_of_operand(op, node, i)));
+        operands.push_back(as(operand, type_of_operand(op, node, attributes, i)));
     }
-    if (op.precision == OpPrecision::kLow && leaves_graph(node))
-      for (auto& [name, value] : attributes)
-        if (name == "f32_result") value = true;
     builder_.scope = node.scope;
     builder_.location = node.location;
     const std::string name = node.results.empty() ? "" : graph_.values[node.results[0]].name;
@@ -49,10 +49,13 @@ class Lowering {
     for (size_t i = 0; i < results.size(); ++i) new_id_[node.results[i]] = results[i];
   }
 
-  DType type_of_operand(const OpDef& op, const Node& node, size_t i) const {
+  DType type_of_operand(const OpDef& op, const Node& node, const Attributes& attributes, size_t i) const {
     const ValueId operand = node.operands[i];
     if (op.is_state_access || op.precision == OpPrecision::kFull) return graph_.type(operand).dtype;
-    if (op.precision == OpPrecision::kLow) return is_statistic(node, operand) ? DType::F32 : DType::BF16;
+    if (op.precision == OpPrecision::kLow) {
+      const bool is_of_the_result = op.in_place_operand == i && gives_sums(attributes);
+      return is_of_the_result || is_statistic(node, operand) ? DType::F32 : DType::BF16;
+    }
     // What the op takes as it comes; several of one kind must agree.
     DType type = builder_.graph().type(new_id_[operand]).dtype;
     if (op.moves_parts)
@@ -60,6 +63,11 @@ class Lowering {
         if (builder_.graph().type(new_id_[other]).dtype != type)
           type = feeds_products_only(node) ? DType::BF16 : DType::F32;
     return type;
+  }
+
+  static bool gives_sums(const Attributes& attributes) {
+    const Attribute* f32_result = find_attribute(attributes, "f32_result");
+    return f32_result != nullptr && std::get<bool>(*f32_result);
   }
 
   // Everything that looks at the results, through ops that take what comes, takes bf16.

@@ -350,6 +350,8 @@ TEST(Memory, PlacesInModelsAreSound) {
     plans.back().precision = Precision::kBF16;
     plans.push_back(options);
     plans.back().optimizer.accumulation = 3;
+    plans.push_back(plans.back());
+    plans.back().precision = Precision::kBF16;
     plans.push_back(options);
     plans.back().keep_outputs = true;
     const Module source = model.module(Goal::kForward, "infer");

@@ -6,7 +6,9 @@
 #include <cmath>
 #include <set>
 
+#include "graph/builder.h"
 #include "graph/op.h"
+#include "ops/all_ops.h"
 #include "tests/support/example_model.h"
 #include "tests/support/model_run.h"
 
@@ -26,11 +28,12 @@ const double kRoundoff = std::ldexp(1.0, -8);  // of bf16, which has 8 bits of s
 
 class PrecisionBF16 : public ::testing::TestWithParam<ExampleModel> {
  protected:
-  static Module planned(Goal goal, const std::string& last = "precision") {
+  static Module planned(Goal goal, const std::string& last = "precision", int64_t accumulation = 1) {
     PlanOptions options;
     options.goal = goal;
     options.sizes = GetParam().sizes;
     options.precision = Precision::kBF16;
+    options.optimizer.accumulation = accumulation;
     return run_pipeline(GetParam().module(Goal::kForward, "infer"), options, last);
   }
 };
@@ -38,7 +41,7 @@ class PrecisionBF16 : public ::testing::TestWithParam<ExampleModel> {
 // Every floating operand and result, by what the op does.
 TEST_P(PrecisionBF16, ProductsTakeItAndNothingElseDoes) {
   for (const char* last : {"precision", "memory"}) {
-    const Module module = planned(Goal::kTrain, last);
+    const Module module = planned(Goal::kTrain, last, 3);
     std::set<std::string> in_bf16;
     for (const Graph& graph : module.graphs)
       for (const Node& node : graph.nodes) {
@@ -51,8 +54,13 @@ TEST_P(PrecisionBF16, ProductsTakeItAndNothingElseDoes) {
           if (operand == kNone || !is_floating(dtype(operand))) continue;
           const bool is_statistic = graph.values[operand].result_index > 0 &&
                                     op_of(graph.producer(operand)).precision == OpPrecision::kLow;
+          // What a product adds to is of the result's type.
+          const bool is_addend = operand == operand_changed_in_place(node);
           if (precision == OpPrecision::kLow)
-            EXPECT_EQ(dtype(operand), is_statistic ? DType::F32 : DType::BF16) << where;
+            EXPECT_EQ(dtype(operand), is_addend      ? dtype(node.results[0])
+                                      : is_statistic ? DType::F32
+                                                     : DType::BF16)
+                << where;
           if (precision == OpPrecision::kFull && node.op != "cast")
             EXPECT_NE(dtype(operand), DType::BF16) << where;
         }
@@ -150,6 +158,50 @@ TEST_P(PrecisionBF16, TrainingStaysNear) {
     EXPECT_LE(error_of("loss"), 2 * kRoundoff) << step;
     EXPECT_LE(error_of("grad_norm"), 8 * kRoundoff) << step;
   }
+}
+
+// One product of inputs a, b and c.
+Module product_of(const Attributes& attributes, const std::vector<Shape>& shapes, bool is_used) {
+  register_all_ops();
+  Module module;
+  module.name = "product";
+  Graph graph;
+  graph.name = "forward";
+  GraphBuilder builder(graph);
+  std::vector<ValueId> operands;
+  for (const Shape& shape : shapes)
+    operands.push_back(shape.empty() ? kNone
+                                     : builder.call("input", {},
+                                                    {{"name", concat("input", operands.size())},
+                                                     {"dtype", DType::F32},
+                                                     {"shape", shape}}));
+  ValueId product = builder.call("matmul", operands, attributes, "product");
+  if (is_used) product = builder.call("silu", {product});
+  graph.outputs = {{"result", product}};
+  module.graphs = {graph};
+  return module;
+}
+
+// A product of its own is of the type that its result needs, and what is added to it as well.
+TEST(PrecisionOfProducts, AddendsAreOfTheResultsType) {
+  PlanOptions options;
+  options.precision = Precision::kBF16;
+  const std::vector<Shape> plain = {{4, 8}, {8, 6}}, with_bias = {{4, 8}, {8, 6}, {6}},
+                           with_addend = {{4, 8}, {8, 6}, {}, {4, 6}};
+  for (const std::vector<Shape>& shapes : {plain, with_bias, with_addend})
+    for (const bool is_used : {true, false})
+      for (const bool sums : {true, false}) {
+        const Module source = product_of({{"f32_result", sums}}, shapes, is_used);
+        const Module module = run_pipeline(source, options, "precision");
+        const Graph& graph = module.graphs[0];
+        const Node& node = graph.producer(graph.find_value("product"));
+        EXPECT_EQ(graph.type(node.results[0]).dtype, is_used && !sums ? DType::BF16 : DType::F32);
+        for (size_t i = 0; i < shapes.size(); ++i)
+          if (node.operands[i] != kNone)
+            EXPECT_EQ(graph.type(node.operands[i]).dtype,
+                      i == 3 ? graph.type(node.results[0]).dtype : DType::BF16);
+        EXPECT_EQ(graph.type(graph.outputs[0].value).dtype, DType::F32);
+      }
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, PrecisionBF16, ::testing::ValuesIn(small_example_models()),

@@ -76,11 +76,16 @@ TEST_P(Optimizations, ChangeNoGradient) {
 }
 
 TEST_P(Optimizations, ChangeNoTrainingStep) {
-  const NamedTensors expected = run_training(GetParam(), {}, kSeed, kSteps);
-  EXPECT_LT(expected.at("loss 3").data[0], expected.at("loss 1").data[0]);
-  for (const std::set<std::string>& names : left_out()) {
-    SCOPED_TRACE(described(names));
-    expect_same(run_training(GetParam(), without(names), kSeed, kSteps), expected);
+  for (const int64_t accumulation : {1, 3}) {
+    PlanOptions options;
+    options.optimizer.accumulation = accumulation;
+    const NamedTensors expected = run_training(GetParam(), options, kSeed, kSteps);
+    EXPECT_LT(expected.at("loss 3").data[0], expected.at("loss 1").data[0]);
+    for (const std::set<std::string>& names : left_out()) {
+      SCOPED_TRACE(concat(described(names), ", ", accumulation, " micro-batches"));
+      options.disabled = names;
+      expect_same(run_training(GetParam(), options, kSeed, kSteps), expected);
+    }
   }
 }
 

@@ -298,7 +298,14 @@ class Generator {
     switch (pick(0, 2)) {
       case 0: {
         ValueId weight = partner_exactly({Dim(3), columns});
-        keep(call("matmul", {x, weight}, {{"transpose_b", true}}));
+        std::vector<ValueId> operands = {x, weight};
+        if (chance(40)) {
+          Shape shape = shape_of(x);
+          shape.back() = 3;
+          operands.push_back(chance(30) ? partner_exactly({Dim(3)}) : kNone);
+          operands.push_back(partner_exactly(shape));
+        }
+        keep(call("matmul", operands, {{"transpose_b", true}}));
         break;
       }
       case 1: {
@@ -363,7 +370,9 @@ class Generator {
       case 2: {
         if (rank_of(x) < 2) return call("silu", {x});
         const Dim columns = shape_of(x).back();
-        return call("matmul", {x, partner_exactly({columns, columns})}, {{"transpose_b", chance(50)}});
+        std::vector<ValueId> operands = {x, partner_exactly({columns, columns})};
+        if (chance(30)) operands.insert(operands.end(), {kNone, partner_exactly(shape_of(x))});
+        return call("matmul", operands, {{"transpose_b", chance(50)}});
       }
       case 3: {
         const Shape shape = shape_of(x);
