@@ -1,6 +1,7 @@
 // Runs a graph through the ops' references: double precision, node by node.
 #pragma once
 
+#include <cmath>
 #include <map>
 #include <string>
 #include <vector>
@@ -17,8 +18,16 @@ inline ReferenceTensor zeros(const Type& type) {
   return tensor;
 }
 
+// The nearest number that the type can hold, of f32 and bf16; ties to even.
+inline double rounded_to(DType dtype, double x) {
+  if (dtype == DType::F32) return static_cast<float>(x);
+  if (dtype != DType::BF16 || x == 0 || !std::isfinite(x)) return x;
+  const double unit = std::ldexp(1.0, std::ilogb(x) - 7);  // 8 bits of significand
+  return std::nearbyint(x / unit) * unit;
+}
+
 // Returns the outputs; `states` are read as they are at the beginning and written at the end.
-// With `round` every f32 value is rounded to single precision.
+// With `round` every f32 and bf16 value is rounded to its type.
 inline Tensors evaluate(const Graph& graph, const Tensors& feeds, Tensors* states, bool round = false) {
   std::vector<ReferenceTensor> values(graph.values.size());
   Tensors written;
@@ -41,8 +50,8 @@ inline Tensors evaluate(const Graph& graph, const Tensors& feeds, Tensors* state
     else
       op_of(node).reference(context);
     for (ValueId result : node.results)
-      if (round && graph.type(result).dtype == DType::F32)
-        for (double& x : values[result].data) x = static_cast<float>(x);
+      if (round)
+        for (double& x : values[result].data) x = rounded_to(graph.type(result).dtype, x);
   }
   for (auto& [name, tensor] : written) (*states)[name] = std::move(tensor);
   Tensors outputs;

@@ -44,6 +44,17 @@ Tolerance tolerance_of(const ReferenceTensor& exact, const ReferenceTensor& roun
   return {exact.dtype, largest_value, std::max(scale, spread / unit_roundoff(DType::F32))};
 }
 
+// The same where products are in bf16. What rounding does there says how much a rounding more or less, or the
+// other way, may do; within attention there are some that the graph does not show.
+Tolerance bf16_tolerance_of(const ReferenceTensor& exact, const ReferenceTensor& rounded) {
+  Tolerance tolerance = tolerance_of(exact, rounded, 1);
+  for (size_t i = 0; i < exact.data.size(); ++i)
+    tolerance.scale =
+        std::max(tolerance.scale, std::abs(exact.data[i] - rounded.data[i]) / unit_roundoff(DType::BF16));
+  tolerance.terms_in = DType::BF16;
+  return tolerance;
+}
+
 // The most elements that a sum of the graph can have.
 double largest_value(const Graph& graph) {
   int64_t most = 1;
@@ -78,7 +89,7 @@ TEST(FusedKernels, RowsThatAreKeptAreNotReadElsewhere) {
 class FusedGraphs : public ::testing::TestWithParam<uint32_t> {
  protected:
   // One plan for the whole batch: its kernels are compiled together.
-  void run(bool gradient) {
+  void run(bool gradient, Precision precision = Precision::kF32) {
     Module all;
     all.name = "batch";
     std::vector<Case> cases;
@@ -89,8 +100,9 @@ class FusedGraphs : public ::testing::TestWithParam<uint32_t> {
       RandomGraph random = random_graph(one.seed, gradient, one.name + ".");
       PlanOptions options;
       options.goal = gradient ? Goal::kGradient : Goal::kForward;
+      options.precision = precision;
       try {
-        random.module = run_pipeline(std::move(random.module), options, "autodiff");
+        random.module = run_pipeline(std::move(random.module), options, "precision");
       } catch (const Error& error) {
         FAIL() << "seed " << one.seed << "\n" << error.what();
       }
@@ -109,11 +121,17 @@ class FusedGraphs : public ::testing::TestWithParam<uint32_t> {
     } catch (const Error& error) {
       FAIL() << "seeds " << GetParam() << " to " << GetParam() + kGraphsInABatch - 1 << "\n" << error.what();
     }
-    for (const Case& one : cases) check(one, *device);
+    int64_t in_bf16 = 0;
+    for (const Case& one : cases) {
+      check(one, *device, precision);
+      in_bf16 += std::any_of(one.graph.values.begin(), one.graph.values.end(),
+                             [](const Value& value) { return value.type.dtype == DType::BF16; });
+    }
+    EXPECT_EQ(in_bf16 > 0, precision == Precision::kBF16);
   }
 
  private:
-  static void check(const Case& one, DeviceRun& device) {
+  static void check(const Case& one, DeviceRun& device, Precision precision) {
     SCOPED_TRACE(concat("seed ", one.seed, "\n", describe(*device.planned().find_graph(one.name))));
     for (const auto& [name, value] : one.states) device.write_state(name, value);
     Tensors found = device.run(one.name, one.feeds);
@@ -126,8 +144,12 @@ class FusedGraphs : public ::testing::TestWithParam<uint32_t> {
       rounded["state " + name] = rounded_states.at(name);
     }
     double terms = largest_value(one.graph);
-    for (const auto& [name, value] : exact)
-      EXPECT_EQ(difference(found.at(name), value, tolerance_of(value, rounded.at(name), terms)), "") << name;
+    for (const auto& [name, value] : exact) {
+      const Tolerance tolerance = precision == Precision::kBF16
+                                      ? bf16_tolerance_of(value, rounded.at(name))
+                                      : tolerance_of(value, rounded.at(name), terms);
+      EXPECT_EQ(difference(found.at(name), value, tolerance), "") << name;
+    }
   }
 };
 
@@ -137,6 +159,14 @@ TEST_P(FusedGraphs, ForwardMatchesReferences) {
 
 TEST_P(FusedGraphs, GradientMatchesReferences) {
   run(true);
+}
+
+TEST_P(FusedGraphs, ForwardInBf16MatchesReferences) {
+  run(false, Precision::kBF16);
+}
+
+TEST_P(FusedGraphs, GradientInBf16MatchesReferences) {
+  run(true, Precision::kBF16);
 }
 
 INSTANTIATE_TEST_SUITE_P(Seeds, FusedGraphs,
