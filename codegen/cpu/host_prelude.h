@@ -136,7 +136,8 @@ KUMI_INLINE double kumi_sigmoid_f64(double x) {
   return x >= 0.0 ? d : e * d;
 }
 
-// bf16 is the upper half of an f32; storing rounds to the nearest, ties to even, and keeps NaN a NaN.
+// bf16 is the upper half of an f32; storing rounds to the nearest, ties to even, and keeps NaN a NaN. Where
+// the processor has an instruction for it, that takes what is smaller than a normal number as 0.
 struct kumi_bf16 {
   uint16_t bits;
 };
