@@ -102,9 +102,9 @@ int64_t copies_in(const Plan& plan) {
   return copies;
 }
 
-// Runs the model forward and with gradients, in both precisions, beside the references. In bf16 the references
-// compute the same graph, whose casts round nothing there; a value passes some ten roundings. Only with
-// gradients may anything be copied.
+// Runs the model forward and with gradients, in both precisions, beside the references. In bf16 the
+// references compute the same graph, whose casts round nothing there; a value passes some ten roundings. Only
+// with gradients may anything be copied.
 void expect_right(const Module& module, const Tensors& feeds, const Tensors& states,
                   int64_t most_copies = 0) {
   for (const Goal goal : {Goal::kForward, Goal::kGradient})
@@ -147,8 +147,8 @@ TEST(Parts, ColumnsFeedAttentionAndGates) {
                            {{"causal", true}, {"layout", std::string("bshd")}});
   const ValueId gated = m.builder().multiply(m.call("silu", {parts[3]}), parts[4]);
   const ValueId both = m.gather({m.reshape(y, {batch, seq, q_size}), gated}, -1);
-  const Module module = m.finish(m.call("matmul", {both, m.weight("w2", {hidden, q_size + ffn})},
-                                        {{"transpose_b", true}}));
+  const Module module =
+      m.finish(m.call("matmul", {both, m.weight("w2", {hidden, q_size + ffn})}, {{"transpose_b", true}}));
   expect_right(module, m.feeds, m.states);
 }
 
@@ -159,8 +159,7 @@ TEST(Parts, ColumnsAreOperandsAndResultsOfProducts) {
   const std::vector<ValueId> parts = m.split(x, 1, {12, 7, 11});
   const ValueId a = m.call("matmul", {parts[0], m.weight("a", {12, 5})});
   const ValueId b = m.call("matmul", {parts[1], m.weight("b", {9, 7})}, {{"transpose_b", true}});
-  const ValueId c =
-      m.call("matmul", {m.weight("c", {10, 10}), parts[2]}, {{"transpose_a", true}});
+  const ValueId c = m.call("matmul", {m.weight("c", {10, 10}), parts[2]}, {{"transpose_a", true}});
   expect_right(m.finish(m.call("sin", {m.gather({a, b, c}, 1)})), m.feeds, m.states);
 }
 
