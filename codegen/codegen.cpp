@@ -9,6 +9,7 @@
 #include "graph/cost_model.h"
 #include "graph/parts.h"
 #include "graph/reorder.h"
+#include "graph/strides.h"
 #include "graph/uses.h"
 
 namespace kumi {
@@ -50,6 +51,7 @@ class PlanMaker {
       throw Error("graph '" + graph.name + "' has not been laid out in memory")
           .hint("run the memory pass first");
     Uses uses(graph);
+    check_strides(graph, uses);
     GraphPlan graph_plan;
     graph_plan.name = graph.name;
     graph_plan.arena_bytes = *graph.arena_bytes;
@@ -73,6 +75,33 @@ class PlanMaker {
       }
     }
     plan_.graphs.push_back(std::move(graph_plan));
+  }
+
+  // Kernels that know no strides would read and write beyond a value's place: what the memory pass promises
+  // is checked where it matters.
+  static void check_strides(const Graph& graph, const Uses& uses) {
+    for (size_t v = 0; v < graph.values.size(); ++v) {
+      const Value& value = graph.values[v];
+      if (!value.placement || is_row_major(numbers(value.type.shape), strides_of(value))) continue;
+      std::vector<NodeId> nodes = uses.consumers[v];
+      nodes.push_back(value.producer);
+      for (NodeId n : nodes) {
+        const Node& node = graph.nodes[n];
+        if (op_of(node).is_view || accepts_strides(graph, node, static_cast<ValueId>(v), strides_of(value)))
+          continue;
+        throw Error(concat("'", node.op, "' cannot have '", value.name, "' with the strides ",
+                           to_string(value.placement->strides)))
+            .at(node.location)
+            .hint("leave the places in memory to the memory pass");
+      }
+      // Outputs are copied as they are; what nobody looks at is for the kernel alone.
+      const bool is_scratch = uses.consumers[v].empty() && !is_fusible(graph, graph.nodes[value.producer]);
+      if (uses.is_output[v] || is_scratch)
+        throw Error(concat(uses.is_output[v] ? "the output '" : "'", value.name, "' has the strides ",
+                           to_string(value.placement->strides)))
+            .at(graph.nodes[value.producer].location)
+            .expected("a place without gaps");
+    }
   }
 
   // The tightest range over all uses as an index, so that fed values can be checked before a run.

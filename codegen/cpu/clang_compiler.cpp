@@ -34,11 +34,11 @@ constexpr size_t kMostMessages = 4;  // of one kernel; the first explains the re
 std::vector<std::string> make_arguments() {
   std::vector<std::string> arguments = {
       "-triple", llvm::sys::getProcessTriple(), "-emit-obj", "-O3", "-x", "c++", "-std=c++20",
-      // Contraction within a statement, so within one op: fusing does not change bits. Relaxed aliasing:
-      // pairs of bf16 are read as 32 bits.
-      "-ffp-contract=on", "-relaxed-aliasing", "-vectorize-loops", "-vectorize-slp", "-mrelocation-model",
-      "pic", "-pic-level", "2", "-mframe-pointer=none", "-nostdsysteminc", "-nobuiltininc", "-nostdinc++",
-      "-w", "-fno-caret-diagnostics", "-target-cpu", llvm::sys::getHostCPUName().str()};
+      // Within a statement, so within one op: fusing does not change bits.
+      "-ffp-contract=on", "-relaxed-aliasing",  // pairs of bf16 are read as 32 bits
+      "-vectorize-loops", "-vectorize-slp", "-mrelocation-model", "pic", "-pic-level", "2",
+      "-mframe-pointer=none", "-nostdsysteminc", "-nobuiltininc", "-nostdinc++", "-w",
+      "-fno-caret-diagnostics", "-target-cpu", llvm::sys::getHostCPUName().str()};
 #if defined(__x86_64__)
   arguments.push_back("-fveclib=libmvec");
 #endif

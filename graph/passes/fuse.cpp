@@ -150,7 +150,8 @@ class GraphFuser {
         !may_share_kernel(one.members[0], other.members[0]))
       return false;
     // In a row kernel an indexing op finds what it reads in memory only.
-    if (one.kind != other.kind && (has_indexing_inside(one) || has_indexing_inside(other))) return false;
+    const bool is_row = one.kind == Fusion::kRow || other.kind == Fusion::kRow;
+    if (is_row && (reads_elsewhere(one, {a, b}) || reads_elsewhere(other, {a, b}))) return false;
     for (NodeId member : other.members)
       if (!operands_fit(one, graph_.nodes[member])) return false;
     for (NodeId member : one.members)
@@ -159,11 +160,14 @@ class GraphFuser {
     return operands_fit(one, node) && operands_fit(other, node) && !depends_on_itself({a, b}, {});
   }
 
-  bool has_indexing_inside(const Group& group) const {
+  // Has an indexing op that takes elements of what one of the groups computes.
+  bool reads_elsewhere(const Group& group, const std::vector<int32_t>& groups) const {
     for (NodeId member : group.members) {
       if (fusion_of(graph_, graph_.nodes[member]) != Fusion::kIndexing) continue;
       for (ValueId operand : graph_.nodes[member].operands)
-        if (operand != kNone && group_of_[graph_.values[operand].producer] == group_of_[member]) return true;
+        if (operand != kNone &&
+            std::count(groups.begin(), groups.end(), group_of_[graph_.values[operand].producer]) != 0)
+          return true;
     }
     return false;
   }

@@ -5,32 +5,13 @@
 
 #include "graph/op.h"
 #include "graph/parts.h"
+#include "graph/strides.h"
 
 namespace kumi {
 namespace {
 
 std::vector<int64_t> shape_of(const Graph& graph, ValueId value) {
   return numbers(graph.type(value).shape);
-}
-
-// Strides of axes of size 1 say nothing.
-bool is_row_major(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides) {
-  const std::vector<int64_t> dense = row_major_strides(shape);
-  for (size_t i = 0; i < shape.size(); ++i)
-    if (shape[i] != 1 && strides[i] != dense[i]) return false;
-  return true;
-}
-
-// One stride for all axes before the last two, as a library's batch of matrices has it, and no gaps in rows.
-bool is_batch_of_matrices(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides) {
-  if (shape.empty() || strides.back() != 1) return false;
-  int64_t expected = -1;
-  for (size_t axis = shape.size() < 2 ? 0 : shape.size() - 2; axis-- > 0;) {
-    if (shape[axis] == 1) continue;
-    if (expected >= 0 && strides[axis] != expected) return false;
-    expected = strides[axis] * shape[axis];
-  }
-  return true;
 }
 
 }  // namespace
@@ -151,18 +132,6 @@ void Storages::place_results(const Node& node) {
     if (needs_storage(result)) add(result);
 }
 
-// Can the node read or write the value with these strides, which are not row-major?
-bool Storages::accepts(const Node& node, ValueId value, const std::vector<int64_t>& strides) const {
-  const OpDef& op = op_of(node);
-  if (op.moves_parts || op.is_state_access) return node.op != "input";
-  if (op.matmul) return is_batch_of_matrices(shape_of(graph, value), strides);
-  if (op.takes_strides) return !strides.empty() && strides.back() == 1;
-  if (!is_fusible(graph, node)) return false;
-  // The sums of a column kernel are written one after the other.
-  return graph.values[value].producer != static_cast<NodeId>(&node - graph.nodes.data()) ||
-         fusion_of(graph, node) != Fusion::kColumn;
-}
-
 bool Storages::consumers_accept(ValueId value, const std::vector<int64_t>& strides) const {
   if (uses.is_output[value]) return false;
   for (NodeId n : uses.consumers[value]) {
@@ -171,7 +140,7 @@ bool Storages::consumers_accept(ValueId value, const std::vector<int64_t>& strid
       const ValueId view = node.results[0];
       auto viewed = reshaped_strides(shape_of(graph, value), strides, shape_of(graph, view));
       if (!viewed || !consumers_accept(view, *viewed)) return false;
-    } else if (!accepts(node, value, strides)) {
+    } else if (!accepts_strides(graph, node, value, strides)) {
       return false;
     }
   }
@@ -205,7 +174,7 @@ bool Storages::move_into(ValueId part, const Place& target) {
     if (!fills(value)) return false;
     auto moved = reshaped_strides(shape, target.strides, shape_of(graph, value));
     if (!moved || !consumers_accept(value, *moved)) return false;
-    if (!op_of(producer).is_view && !accepts(producer, value, *moved)) return false;
+    if (!op_of(producer).is_view && !accepts_strides(graph, producer, value, *moved)) return false;
     strides.push_back(std::move(*moved));
   }
   Storage moved = std::exchange(all[from], {});

@@ -66,7 +66,6 @@ class Storages {
   void add(ValueId value);
   void share(ValueId value, const Place& place);
   void place_results(const Node& node);
-  bool accepts(const Node& node, ValueId value, const std::vector<int64_t>& strides) const;
   bool consumers_accept(ValueId value, const std::vector<int64_t>& strides) const;
   void gather(const Node& concat);
 };

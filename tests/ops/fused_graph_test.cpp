@@ -86,6 +86,32 @@ TEST(FusedKernels, RowsThatAreKeptAreNotReadElsewhere) {
     EXPECT_EQ(difference(found.at(name), value, Tolerance{}), "") << name;
 }
 
+// A norm reads what a softmax gives, and so does a transpose: the three are no kernel, since the transpose
+// needs rows of the softmax that are not there yet.
+TEST(FusedKernels, RowsThatAreReadElsewhereAreInMemory) {
+  register_all_ops();
+  Module module;
+  module.name = "rows";
+  Graph graph;
+  graph.name = "forward";
+  GraphBuilder builder(graph);
+  const Type type{DType::F32, {Dim(5), Dim(5)}};
+  const ValueId input =
+      builder.call("input", {}, {{"name", std::string("x")}, {"dtype", type.dtype}, {"shape", type.shape}});
+  const ValueId rows = builder.call("softmax", {input});
+  const ValueId turned = builder.call("tanh", {builder.call("transpose", {rows}, {{"axes", Shape{1, 0}}})});
+  const ValueId softer = builder.call("softmax", {turned});
+  graph.outputs = {{"turned", turned},
+                   {"norm", builder.call("inverse_rms", {rows}, {{"eps", 0.1}})},
+                   {"sum", builder.add(builder.call("softmax", {rows}), softer)}};
+  module.graphs = {graph};
+  ReferenceTensor values = zeros(type);
+  for (size_t i = 0; i < values.data.size(); ++i) values.data[i] = static_cast<double>(i * i % 23) / 7;
+  Tensors found = DeviceRun(module).run("forward", {{"x", values}});
+  for (const auto& [name, value] : evaluate(graph, {{"x", values}}, nullptr))
+    EXPECT_EQ(difference(found.at(name), value, Tolerance{}), "") << name;
+}
+
 class FusedGraphs : public ::testing::TestWithParam<uint32_t> {
  protected:
   // One plan for the whole batch: its kernels are compiled together.
