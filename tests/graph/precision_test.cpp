@@ -56,17 +56,20 @@ TEST_P(PrecisionBF16, ProductsTakeItAndNothingElseDoes) {
                                     op_of(graph.producer(operand)).precision == OpPrecision::kLow;
           // What a product adds to is of the result's type.
           const bool is_addend = operand == operand_changed_in_place(node);
-          if (precision == OpPrecision::kLow)
+          if (precision == OpPrecision::kLow) {
             EXPECT_EQ(dtype(operand), is_addend      ? dtype(node.results[0])
                                       : is_statistic ? DType::F32
                                                      : DType::BF16)
                 << where;
-          if (precision == OpPrecision::kFull && node.op != "cast")
+          }
+          if (precision == OpPrecision::kFull && node.op != "cast") {
             EXPECT_NE(dtype(operand), DType::BF16) << where;
+          }
         }
         for (ValueId result : node.results)
-          if (precision == OpPrecision::kFull && node.op != "cast")
+          if (precision == OpPrecision::kFull && node.op != "cast") {
             EXPECT_NE(dtype(result), DType::BF16) << where;
+          }
         if (precision == OpPrecision::kLow) in_bf16.insert(node.op);
       }
     EXPECT_TRUE(in_bf16.contains("matmul"));
@@ -197,9 +200,10 @@ TEST(PrecisionOfProducts, AddendsAreOfTheResultsType) {
         const Node& node = graph.producer(graph.find_value("product"));
         EXPECT_EQ(graph.type(node.results[0]).dtype, is_used && !sums ? DType::BF16 : DType::F32);
         for (size_t i = 0; i < shapes.size(); ++i)
-          if (node.operands[i] != kNone)
+          if (node.operands[i] != kNone) {
             EXPECT_EQ(graph.type(node.operands[i]).dtype,
                       i == 3 ? graph.type(node.results[0]).dtype : DType::BF16);
+          }
         EXPECT_EQ(graph.type(graph.outputs[0].value).dtype, DType::F32);
       }
 }
