@@ -120,4 +120,17 @@ const Shape& shape_attribute(const Attributes& attributes, const std::string& na
   return get<Shape>(attributes, name, AttributeKind::kShape);
 }
 
+int64_t wrap_axis(int64_t axis, int rank) {
+  return axis < 0 ? axis + rank : axis;
+}
+
+int64_t axis_attribute(const Attributes& attributes, const std::string& name, int rank) {
+  return wrap_axis(int_attribute(attributes, name), rank);
+}
+
+void set_attribute(Attributes* attributes, const std::string& name, Attribute value) {
+  for (auto& entry : *attributes)
+    if (entry.first == name) entry.second = std::move(value);
+}
+
 }  // namespace kumi

@@ -41,4 +41,12 @@ const std::string& string_attribute(const Attributes& attributes, const std::str
 DType dtype_attribute(const Attributes& attributes, const std::string& name);
 const Shape& shape_attribute(const Attributes& attributes, const std::string& name);
 
+// The axis from 0 on; a negative one counts from the end. `axis` must be valid for the rank.
+int64_t wrap_axis(int64_t axis, int rank);
+// The attribute `name` as an axis of a value of this rank.
+int64_t axis_attribute(const Attributes& attributes, const std::string& name, int rank);
+
+// Gives an attribute that is there another value.
+void set_attribute(Attributes* attributes, const std::string& name, Attribute value);
+
 }  // namespace kumi

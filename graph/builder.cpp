@@ -63,6 +63,8 @@ std::vector<ValueId> GraphBuilder::copy(const Graph& from, const Node& node,
   const SourceLocation outer_location = std::exchange(location, node.location);
   std::vector<ValueId> results =
       append(node.op, operands, node.attributes, [&](size_t i) { return from.values[node.results[i]].name; });
+  graph_.nodes.back().recomputed = node.recomputed;
+  graph_.nodes.back().stream = node.stream;
   scope = outer_scope;
   location = outer_location;
   return results;

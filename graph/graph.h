@@ -33,7 +33,7 @@ struct Placement {
   int64_t offset = 0;  // bytes from the start of the arena, or of the state's storage
   // Elements from one index to the next, one an axis; empty: row-major without gaps. A part of a larger
   // value, as the columns of a matrix, has the strides of the whole.
-  std::vector<int64_t> strides;
+  std::vector<int64_t> strides = {};
 
   bool operator==(const Placement&) const = default;
 };

@@ -74,7 +74,7 @@ class Buffers {
   bool is_better_name(ValueId value, ValueId than) const {
     const auto rank = [&](ValueId v) {
       const OpDef& op = op_of(graph_.producer(v));
-      return std::pair(!op.is_view && !op.moves_parts, byte_count(graph_.type(v)));
+      return std::pair(!op.computes_nothing(), byte_count(graph_.type(v)));
     };
     return rank(value) > rank(than);
   }

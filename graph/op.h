@@ -148,6 +148,8 @@ struct OpDef {
   // Moves whole parts and computes nothing (concat, split; graph/parts.h): memory places the parts
   // inside the whole where it can, and only what it could not is copied.
   bool moves_parts = false;
+  // Its results show what the operands hold, or hold it: nothing is computed.
+  bool computes_nothing() const { return is_view || moves_parts; }
   // A kernel or library call of its own that takes and gives parts of larger values, as
   // KernelLowering::operand_layout() and result_layout() say. The last axis is without gaps.
   bool takes_strides = false;

@@ -10,9 +10,7 @@ Parts parts_of(const Graph& graph, const Node& node) {
   Parts result;
   result.gathers = node.results.size() == 1 && find_attribute(node.attributes, "sizes") == nullptr;
   result.whole = result.gathers ? node.results[0] : node.operands[0];
-  const int rank = graph.type(result.whole).rank();
-  const auto axis = static_cast<int>(int_attribute(node.attributes, "axis"));
-  result.axis = axis < 0 ? axis + rank : axis;
+  result.axis = static_cast<int>(axis_attribute(node.attributes, "axis", graph.type(result.whole).rank()));
   int64_t begin = 0;
   for (ValueId value : result.gathers ? node.operands : node.results) {
     result.parts.push_back({value, begin});

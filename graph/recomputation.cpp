@@ -19,19 +19,13 @@ constexpr double kFlopsPerByte = 16;
 // Longer chains are never worth it; the limit keeps the choice fast on any graph.
 constexpr size_t kLongestChain = 512;
 
-// Views, and the parts of larger values, which memory mostly places inside those.
-bool shows_operands(const Node& node) {
-  const OpDef& op = op_of(node);
-  return op.is_view || op.moves_parts;
-}
-
 // Values that lie in memory, seen through views: whose storage a value shows.
 class Storage {
  public:
   explicit Storage(const Graph& graph) : roots_(graph.values.size()) {
     for (const Node& node : graph.nodes)
       for (ValueId result : node.results) {
-        if (shows_operands(node)) {
+        if (op_of(node).computes_nothing()) {
           for (ValueId operand : node.operands)
             if (operand != kNone)
               roots_[result].insert(roots_[result].end(), roots_[operand].begin(), roots_[operand].end());
@@ -162,7 +156,7 @@ class Choice {
     is_output_.assign(graph_.values.size(), false);
     for (size_t v = 0; v < graph_.values.size(); ++v) {
       const auto found = by_name.find(graph_.values[v].name);
-      const bool is_view = shows_operands(graph_.producer(static_cast<ValueId>(v)));
+      const bool is_view = op_of(graph_.producer(static_cast<ValueId>(v))).computes_nothing();
       const bool is_in_arena =
           found == by_name.end() || (found->second->placement && found->second->placement->state.empty());
       if (!is_view && is_in_arena) bytes_[v] = buffer_bytes(graph_.values[v].type);
@@ -190,7 +184,7 @@ class Choice {
       const OpDef& op = op_of(node);
       const Cost cost = cost_of(graph_, node);
       work_[n] = cost.flops + kFlopsPerByte * cost.bytes;
-      if (shows_operands(node) || op.is_state_access || node.operands.empty()) continue;
+      if (op.computes_nothing() || op.is_state_access || node.operands.empty()) continue;
       int64_t bytes = 0;
       bool is_output = false;
       for (ValueId result : node.results) {

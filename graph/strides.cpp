@@ -27,6 +27,41 @@ bool is_row_major(const std::vector<int64_t>& shape, const std::vector<int64_t>&
   return true;
 }
 
+std::optional<std::vector<int64_t>> reshaped_strides(const std::vector<int64_t>& shape,
+                                                     const std::vector<int64_t>& strides,
+                                                     const std::vector<int64_t>& to) {
+  struct Run {
+    int64_t size, stride;  // of its last axis
+  };
+  std::vector<Run> runs;
+  for (size_t i = 0; i < shape.size(); ++i) {
+    if (shape[i] == 1) continue;
+    if (!runs.empty() && runs.back().stride == strides[i] * shape[i])
+      runs.back() = {runs.back().size * shape[i], strides[i]};
+    else
+      runs.push_back({shape[i], strides[i]});
+  }
+  std::vector<int64_t> result(to.size(), 1);
+  int64_t left = 1, stride = 1;
+  for (size_t i = to.size(); i-- > 0;) {
+    if (to[i] == 1) {
+      result[i] = stride * left;
+      continue;
+    }
+    if (left == 1) {
+      if (runs.empty()) return std::nullopt;
+      left = runs.back().size;
+      stride = runs.back().stride;
+      runs.pop_back();
+    }
+    if (left % to[i] != 0) return std::nullopt;
+    result[i] = stride;
+    stride *= to[i];
+    left /= to[i];
+  }
+  return result;
+}
+
 bool accepts_strides(const Graph& graph, const Node& node, ValueId value,
                      const std::vector<int64_t>& strides) {
   const OpDef& op = op_of(node);

@@ -18,6 +18,11 @@ bool is_fusible(const Graph& graph, const Node& node) {
   return op_of(node).kernel != nullptr && fusion_of(graph, node) != Fusion::kOpaque;
 }
 
+bool stands_alone(const Graph& graph, const Node& node) {
+  const OpDef& op = op_of(node);
+  return !op.computes_nothing() && !op.is_state_access && !is_fusible(graph, node);
+}
+
 bool is_inlined_constant(const Graph& graph, const Uses& uses, ValueId value) {
   if (graph.producer(value).op != "constant" || uses.is_output[value]) return false;
   for (NodeId consumer : uses.consumers[value])

@@ -25,4 +25,7 @@ bool is_inlined_constant(const Graph& graph, const Uses& uses, ValueId value);
 // constants can be written into it): it has a `kernel` lowering and is not opaque.
 bool is_fusible(const Graph& graph, const Node& node);
 
+// True if a node is a kernel or library call of its own, which ends what nodes before and after it can share.
+bool stands_alone(const Graph& graph, const Node& node);
+
 }  // namespace kumi

@@ -11,14 +11,6 @@ const Dim& dim_attribute(const Attributes& attributes, const std::string& name) 
   return *dim;
 }
 
-int64_t wrap_axis(int64_t axis, int rank) {
-  return axis < 0 ? axis + rank : axis;
-}
-
-int64_t axis_attribute(const Attributes& attributes, const std::string& name, int rank) {
-  return wrap_axis(int_attribute(attributes, name), rank);
-}
-
 std::vector<int64_t> axes_attribute(const Attributes& attributes, const std::string& name, int rank) {
   std::vector<int64_t> axes = numbers(shape_attribute(attributes, name));
   for (int64_t& axis : axes) axis = wrap_axis(axis, rank);

@@ -15,10 +15,6 @@ namespace kumi {
 // The attribute as a size, which need not be known yet.
 const Dim& dim_attribute(const Attributes& attributes, const std::string& name);
 
-// The axis from 0 on. `axis` must be valid for the rank.
-int64_t wrap_axis(int64_t axis, int rank);
-// The attribute `name` as an axis of a value of this rank.
-int64_t axis_attribute(const Attributes& attributes, const std::string& name, int rank);
 // The list `name` as axes from 0 on, in the order given.
 std::vector<int64_t> axes_attribute(const Attributes& attributes, const std::string& name, int rank);
 

@@ -26,6 +26,10 @@ constexpr int64_t kSmallestArray = 1 << 14;
 constexpr int64_t kLargestArray = 1 << 25;
 constexpr int64_t kArrayFactor = 4;  // from one to the next
 
+// Of the array that is only read, whose rows are summed.
+constexpr int64_t kFewestBytes = int64_t{1} << 20, kMostBytes = int64_t{256} << 20;
+constexpr int64_t kColumns = 4096;
+
 // Each measurement goes on until it has had this much time and this many runs.
 constexpr double kLeastSeconds = 0.25;
 constexpr int kLeastRuns = 5;
@@ -102,6 +106,10 @@ ValueId sum(GraphBuilder& builder, ValueId x, ValueId y) {
   return builder.add(x, y);
 }
 
+ValueId sums_of_rows(GraphBuilder& builder, ValueId x, ValueId) {
+  return builder.call("sum", {x}, {{"axes", Shape{Dim(1)}}});
+}
+
 // y + x (y + x (y + ...)): every operation needs the one before it, so none can be left out.
 ValueId polynomial(GraphBuilder& builder, ValueId x, ValueId y) {
   ValueId value = y;
@@ -135,6 +143,13 @@ MachineRates measure_machine(Device& device, Precision precision) {
     machine.bandwidths.push_back({measured.cost.bytes, rate(measured.cost.bytes, measured.seconds)});
     if (size == kLargestArray) return machine;
   }
+}
+
+double measure_read_bandwidth(Device& device, int64_t bytes) {
+  constexpr int64_t kRowBytes = kColumns * int64_t{sizeof(float)};
+  const int64_t rows = std::clamp(bytes, kFewestBytes, kMostBytes) / kRowBytes;
+  const Measurement measured = measure(device, {DType::F32, {Dim(rows), Dim(kColumns)}}, sums_of_rows);
+  return measured.cost.bytes / std::max(measured.seconds, 1e-9);
 }
 
 MachineRates best_of(const MachineRates& a, const MachineRates& b) {

@@ -15,7 +15,7 @@
 #include "frontend/tokenizer.h"
 #include "graph/text.h"
 #include "runtime/checkpoint.h"
-#include "runtime/memory_bandwidth.h"
+#include "runtime/measure_machine.h"
 
 namespace kumi {
 namespace {

@@ -119,8 +119,8 @@ class Piece {
     const Node& producer = text_.graph.producer(table);
     const int rank = text_.graph.type(table).rank();
     if (producer.op == "slice") {  // straight from what is sliced, so that the slice need not be made
-      const auto sliced = static_cast<int>(int_attribute(producer.attributes, "axis"));
-      if ((sliced < 0 ? sliced + rank : sliced) == axis && int_attribute(producer.attributes, "begin") == 0)
+      if (axis_attribute(producer.attributes, "axis", rank) == axis &&
+          int_attribute(producer.attributes, "begin") == 0)
         return rows_of(producer.operands[0], axis, whole);
     }
     return pick(values_[table], position(whole), axis, tokens_of(whole));
@@ -184,9 +184,9 @@ class Piece {
   }
 
   bool slices_tokens(const Node& node) const {
-    const auto axis = static_cast<int>(int_attribute(node.attributes, "axis"));
     const ValueId x = node.operands[0];
-    return text_.axes[x] != kNone && (axis < 0 ? axis + text_.graph.type(x).rank() : axis) == text_.axes[x];
+    const int rank = text_.graph.type(x).rank();
+    return text_.axes[x] != kNone && axis_attribute(node.attributes, "axis", rank) == text_.axes[x];
   }
 
   void add_attention(NodeId n, const Node& node) {

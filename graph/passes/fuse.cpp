@@ -133,11 +133,8 @@ class GraphFuser {
   }
 
   bool is_near(NodeId a, NodeId b) const {
-    for (NodeId n = a + 1; n < b; ++n) {
-      const OpDef& op = op_of(graph_.nodes[n]);
-      if (!op.is_view && !op.moves_parts && !op.is_state_access && !is_fusible(graph_, graph_.nodes[n]))
-        return false;
-    }
+    for (NodeId n = a + 1; n < b; ++n)
+      if (stands_alone(graph_, graph_.nodes[n])) return false;
     return true;
   }
 

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "graph/op.h"
+#include "graph/rebuild.h"
 #include "graph/rewrite.h"
 
 namespace kumi {
@@ -11,30 +12,15 @@ namespace {
 
 using Axes = std::vector<int64_t>;
 
-void set_attribute(Attributes* attributes, const std::string& name, Attribute value) {
-  for (auto& entry : *attributes)
-    if (entry.first == name) entry.second = std::move(value);
-}
-
-int64_t wrapped(int64_t axis, size_t rank) {
-  return axis < 0 ? axis + static_cast<int64_t>(rank) : axis;
-}
-
-class TransposeCarrier {
+class TransposeCarrier : private Rebuild {
  public:
   explicit TransposeCarrier(const Graph& graph)
-      : graph_(graph),
-        builder_(result_),
-        carried_(graph.values.size()),
-        written_(graph.values.size(), kNone) {
-    result_.name = graph.name;
-  }
+      : Rebuild(graph), carried_(graph.values.size()), written_(graph.values.size(), kNone) {}
 
   Graph run() {
-    for (const Node& node : graph_.nodes) rebuild(node);
-    for (const Output& output : graph_.outputs)
-      result_.outputs.push_back({output.name, written(output.value)});
-    return remove_dead_nodes(result_);
+    for (const Node& node : old_.nodes) rebuild(node);
+    for (const Output& output : old_.outputs) new_.outputs.push_back({output.name, written(output.value)});
+    return remove_dead_nodes(new_);
   }
 
  private:
@@ -45,19 +31,17 @@ class TransposeCarrier {
   };
 
   void rebuild(const Node& node) {
-    builder_.scope = node.scope;
-    builder_.location = node.location;
+    stand_for(node);
     if (carry_transpose(node) || carry_rope(node) || carry_attention(node)) return;
     std::vector<ValueId> operands;
     for (ValueId operand : node.operands) operands.push_back(operand == kNone ? kNone : written(operand));
-    builder_.scope = node.scope;
-    builder_.location = node.location;
+    stand_for(node);
     build(node, operands, node.attributes, {});
   }
 
   void build(const Node& node, const std::vector<ValueId>& operands, Attributes attributes,
              const Axes& axes) {
-    const std::string name = node.results.empty() ? "" : graph_.values[node.results[0]].name;
+    const std::string name = node.results.empty() ? "" : old_.values[node.results[0]].name;
     std::vector<ValueId> results = builder_.build(node.op, operands, std::move(attributes), name);
     // Only the first result has the axes of the operands.
     for (size_t i = 0; i < results.size(); ++i)
@@ -70,7 +54,7 @@ class TransposeCarrier {
     const Shape& given = shape_attribute(node.attributes, "axes");
     Axes axes;
     for (const Dim& dim : given) {
-      const int64_t axis = wrapped(dim.number(), given.size());
+      const int64_t axis = wrap_axis(dim.number(), static_cast<int>(given.size()));
       axes.push_back(x.axes.empty() ? axis : x.axes[axis]);
     }
     Axes identity(axes.size());
@@ -85,7 +69,7 @@ class TransposeCarrier {
     const Carried x = carried_[node.operands[0]];
     if (x.axes.empty() || x.axes.back() != static_cast<int64_t>(x.axes.size()) - 1) return false;
     Attributes attributes = node.attributes;
-    const int64_t axis = wrapped(int_attribute(attributes, "axis"), x.axes.size());
+    const int64_t axis = axis_attribute(attributes, "axis", static_cast<int>(x.axes.size()));
     set_attribute(&attributes, "axis", Dim(x.axes[axis]));
     std::vector<ValueId> operands = {x.base};
     for (size_t i = 1; i < node.operands.size(); ++i)
@@ -116,18 +100,13 @@ class TransposeCarrier {
     if (written_[value] == kNone) {
       Shape axes;
       for (int64_t axis : carried.axes) axes.emplace_back(axis);
-      const Node& producer = graph_.producer(value);
-      builder_.scope = producer.scope;
-      builder_.location = producer.location;
-      written_[value] =
-          builder_.call("transpose", {carried.base}, {{"axes", axes}}, graph_.values[value].name);
+      const Node& producer = old_.producer(value);
+      stand_for(producer);
+      written_[value] = builder_.call("transpose", {carried.base}, {{"axes", axes}}, old_.values[value].name);
     }
     return written_[value];
   }
 
-  const Graph& graph_;
-  Graph result_;
-  GraphBuilder builder_;
   std::vector<Carried> carried_;  // by old value
   std::vector<ValueId> written_;  // by old value: its transpose, once it is needed
 };

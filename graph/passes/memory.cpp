@@ -151,7 +151,7 @@ class GraphMemory {
     for (ValueId value : s.values) {
       const OpDef& op = op_of(graph_.producer(value));
       if (op.is_state_access) return false;
-      if (!op.is_view && !op.moves_parts) producing.insert(storages_.unit_of_value(value));
+      if (!op.computes_nothing()) producing.insert(storages_.unit_of_value(value));
     }
     for (const Node* write : writes) {
       auto reads = reads_.find(string_attribute(write->attributes, "state"));
@@ -170,8 +170,7 @@ class GraphMemory {
   bool takes_place_of(const Storage& s, ValueId old, const std::string& target) const {
     const std::optional<std::string>& state = state_of_[storages_.places[old].storage];
     for (ValueId result : s.values)
-      if (storages_.unit_of_value(result) == s.first && !op_of(graph_.producer(result)).moves_parts &&
-          !op_of(graph_.producer(result)).is_view)
+      if (storages_.unit_of_value(result) == s.first && !op_of(graph_.producer(result)).computes_nothing())
         for (NodeId n : units_[s.first])
           for (ValueId operand : graph_.nodes[n].operands) {
             if (operand == kNone || storages_.places[operand].storage != storages_.places[old].storage)

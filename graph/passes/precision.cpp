@@ -3,24 +3,21 @@
 #include <map>
 
 #include "graph/op.h"
+#include "graph/rebuild.h"
 #include "graph/rewrite.h"
-#include "graph/uses.h"
 
 namespace kumi {
 namespace {
 
-class Lowering {
+class Bf16Products : private Rebuild {
  public:
-  explicit Lowering(const Graph& graph)
-      : graph_(graph), uses_(graph), builder_(result_), new_id_(graph.values.size(), kNone) {
-    result_.name = graph.name;
-  }
+  explicit Bf16Products(const Graph& graph) : Rebuild(graph) {}
 
   Graph run() {
-    for (const Node& node : graph_.nodes) rebuild(node);
-    for (const Output& output : graph_.outputs)
-      result_.outputs.push_back({output.name, as(output.value, graph_.type(output.value).dtype)});
-    return remove_dead_nodes(merge_equal_nodes(result_));
+    for (const Node& node : old_.nodes) rebuild(node);
+    for (const Output& output : old_.outputs)
+      new_.outputs.push_back({output.name, as(output.value, old_.type(output.value).dtype)});
+    return remove_dead_nodes(merge_equal_nodes(new_));
   }
 
  private:
@@ -29,32 +26,29 @@ class Lowering {
     std::vector<ValueId> operands;
     Attributes attributes = node.attributes;
     if (op.precision == OpPrecision::kLow && leaves_graph(node))
-      for (auto& [name, value] : attributes)
-        if (name == "f32_result") value = true;
+      set_attribute(&attributes, "f32_result", true);
     // Casts that are written in the model are computed from what is there.
     const bool is_cast = node.op == "cast";
     for (size_t i = 0; i < node.operands.size(); ++i) {
       const ValueId operand = node.operands[i];
       if (operand == kNone)
         operands.push_back(kNone);
-      else if (graph_.type(operand).dtype != DType::F32 || is_cast)
+      else if (old_.type(operand).dtype != DType::F32 || is_cast)
         operands.push_back(new_id_[operand]);
       else
         operands.push_back(as(operand, type_of_operand(op, node, attributes, i)));
     }
-    builder_.scope = node.scope;
-    builder_.location = node.location;
-    const std::string name = node.results.empty() ? "" : graph_.values[node.results[0]].name;
-    std::vector<ValueId> results = builder_.build(node.op, operands, std::move(attributes), name);
-    for (size_t i = 0; i < results.size(); ++i) new_id_[node.results[i]] = results[i];
+    stand_for(node);
+    const std::string name = node.results.empty() ? "" : old_.values[node.results[0]].name;
+    record(node, builder_.build(node.op, operands, std::move(attributes), name));
   }
 
   DType type_of_operand(const OpDef& op, const Node& node, const Attributes& attributes, size_t i) const {
     const ValueId operand = node.operands[i];
-    if (op.is_state_access || op.precision == OpPrecision::kFull) return graph_.type(operand).dtype;
+    if (op.is_state_access || op.precision == OpPrecision::kFull) return old_.type(operand).dtype;
     if (op.precision == OpPrecision::kLow) {
       const bool is_of_the_result = op.in_place_operand == i && gives_sums(attributes);
-      return is_of_the_result || is_statistic(node, operand) ? DType::F32 : DType::BF16;
+      return is_of_the_result || is_statistic(operand) ? DType::F32 : DType::BF16;
     }
     // What the op takes as it comes; several of one kind must agree.
     DType type = builder_.graph().type(new_id_[operand]).dtype;
@@ -75,9 +69,9 @@ class Lowering {
     for (ValueId result : node.results) {
       if (uses_.is_output[result]) return false;
       for (NodeId n : uses_.consumers[result]) {
-        const OpPrecision precision = op_of(graph_.nodes[n]).precision;
+        const OpPrecision precision = op_of(old_.nodes[n]).precision;
         if (precision == OpPrecision::kFull ||
-            (precision == OpPrecision::kAny && !feeds_products_only(graph_.nodes[n])))
+            (precision == OpPrecision::kAny && !feeds_products_only(old_.nodes[n])))
           return false;
       }
     }
@@ -85,9 +79,9 @@ class Lowering {
   }
 
   // The log-sum-exp, which attention gives and its gradient takes in f32.
-  bool is_statistic(const Node&, ValueId operand) const {
-    const Value& value = graph_.values[operand];
-    return value.result_index > 0 && op_of(graph_.producer(operand)).precision == OpPrecision::kLow;
+  bool is_statistic(ValueId operand) const {
+    const Value& value = old_.values[operand];
+    return value.result_index > 0 && op_of(old_.producer(operand)).precision == OpPrecision::kLow;
   }
 
   // Only outputs and views of them look at the result.
@@ -96,8 +90,7 @@ class Lowering {
       if (!uses_.is_output[result] && uses_.consumers[result].empty()) return false;
     for (ValueId result : node.results)
       for (NodeId n : uses_.consumers[result]) {
-        const OpDef& op = op_of(graph_.nodes[n]);
-        if ((!op.is_view && !op.moves_parts) || !leaves_graph(graph_.nodes[n])) return false;
+        if (!op_of(old_.nodes[n]).computes_nothing() || !leaves_graph(old_.nodes[n])) return false;
       }
     return true;
   }
@@ -107,24 +100,18 @@ class Lowering {
     const ValueId value = new_id_[old];
     if (builder_.graph().type(value).dtype == dtype) return value;
     if (const auto found = casts_.find({value, dtype}); found != casts_.end()) return found->second;
-    const Node& producer = graph_.producer(old);
+    const Node& producer = old_.producer(old);
     const bool is_view = op_of(producer).is_view;
     // A view of what is cast, so that all views of a value share its cast.
     const ValueId operand = is_view ? as(producer.operands[0], dtype) : value;
-    builder_.scope = producer.scope;
-    builder_.location = producer.location;
-    const std::string name = concat(graph_.values[old].name, ".", to_string(dtype));
+    stand_for(producer);
+    const std::string name = concat(old_.values[old].name, ".", to_string(dtype));
     const ValueId cast = is_view ? builder_.call(producer.op, {operand}, producer.attributes, name)
                                  : builder_.call("cast", {operand}, {{"dtype", dtype}}, name);
     casts_[{value, dtype}] = cast;
     return cast;
   }
 
-  const Graph& graph_;
-  const Uses uses_;
-  Graph result_;
-  GraphBuilder builder_;
-  std::vector<ValueId> new_id_;                         // by old value
   std::map<std::pair<ValueId, DType>, ValueId> casts_;  // by new value
 };
 
@@ -132,7 +119,7 @@ class Lowering {
 
 Module precision(Module module, const PlanOptions& options) {
   if (options.precision == Precision::kF32) return module;
-  for (Graph& graph : module.graphs) graph = Lowering(graph).run();
+  for (Graph& graph : module.graphs) graph = Bf16Products(graph).run();
   return module;
 }
 

@@ -20,7 +20,7 @@ bool is_used_up(const Graph& graph, const Uses& uses, NodeId node, NodeId but,
       if (user == but) continue;
       if (!placed[user]) return false;
       const OpDef& op = op_of(graph.nodes[user]);
-      if ((op.is_view || op.moves_parts) && !is_used_up(graph, uses, user, but, placed)) return false;
+      if (op.computes_nothing() && !is_used_up(graph, uses, user, but, placed)) return false;
     }
   return true;
 }

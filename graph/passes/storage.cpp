@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "graph/op.h"
-#include "graph/parts.h"
 #include "graph/strides.h"
 
 namespace kumi {
@@ -15,41 +14,6 @@ std::vector<int64_t> shape_of(const Graph& graph, ValueId value) {
 }
 
 }  // namespace
-
-std::optional<std::vector<int64_t>> reshaped_strides(const std::vector<int64_t>& shape,
-                                                     const std::vector<int64_t>& strides,
-                                                     const std::vector<int64_t>& to) {
-  struct Run {
-    int64_t size, stride;  // of its last axis
-  };
-  std::vector<Run> runs;
-  for (size_t i = 0; i < shape.size(); ++i) {
-    if (shape[i] == 1) continue;
-    if (!runs.empty() && runs.back().stride == strides[i] * shape[i])
-      runs.back() = {runs.back().size * shape[i], strides[i]};
-    else
-      runs.push_back({shape[i], strides[i]});
-  }
-  std::vector<int64_t> result(to.size(), 1);
-  int64_t left = 1, stride = 1;
-  for (size_t i = to.size(); i-- > 0;) {
-    if (to[i] == 1) {
-      result[i] = stride * left;
-      continue;
-    }
-    if (left == 1) {
-      if (runs.empty()) return std::nullopt;
-      left = runs.back().size;
-      stride = runs.back().stride;
-      runs.pop_back();
-    }
-    if (left % to[i] != 0) return std::nullopt;
-    result[i] = stride;
-    stride *= to[i];
-    left /= to[i];
-  }
-  return result;
-}
 
 Storages::Storages(const Graph& graph, const Uses& uses, const std::vector<Unit>& units)
     : graph(graph), uses(uses), units(units), unit_of(graph.nodes.size()), places(graph.values.size()) {
@@ -113,15 +77,12 @@ void Storages::place_results(const Node& node) {
   if (op.moves_parts) {
     const Parts parts = parts_of(graph, node);
     if (!parts.gathers) {
-      const Place whole = places[parts.whole];
       for (const Part& part : parts.parts) {
         if (!needs_storage(part.value)) continue;
-        const bool is_dense = is_row_major(shape_of(graph, part.value), whole.strides);
-        if (is_dense || consumers_accept(part.value, whole.strides))
-          share(part.value, {whole.storage,
-                             whole.offset + part.begin * whole.strides[parts.axis] *
-                                                size_of(graph.type(parts.whole).dtype),
-                             whole.strides});
+        const Place inside = place_of(parts, part);
+        if (is_row_major(shape_of(graph, part.value), inside.strides) ||
+            consumers_accept(part.value, inside.strides))
+          share(part.value, inside);
         else
           add(part.value);
       }
@@ -147,15 +108,16 @@ bool Storages::consumers_accept(ValueId value, const std::vector<int64_t>& strid
   return true;
 }
 
+Place Storages::place_of(const Parts& parts, const Part& part) const {
+  Place place = places[parts.whole];
+  place.offset += part.begin * place.strides[parts.axis] * size_of(graph.type(parts.whole).dtype);
+  return place;
+}
+
 void Storages::gather(const Node& concat) {
   const Parts parts = parts_of(graph, concat);
-  const Place whole = places[parts.whole];
-  if (whole.storage == kNone) return;
-  for (const Part& part : parts.parts)
-    move_into(part.value,
-              {whole.storage,
-               whole.offset + part.begin * whole.strides[parts.axis] * size_of(graph.type(parts.whole).dtype),
-               whole.strides});
+  if (places[parts.whole].storage == kNone) return;
+  for (const Part& part : parts.parts) move_into(part.value, place_of(parts, part));
 }
 
 bool Storages::move_into(ValueId part, const Place& target) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "graph/graph.h"
+#include "graph/parts.h"
 #include "graph/reorder.h"
 #include "graph/uses.h"
 
@@ -67,12 +68,9 @@ class Storages {
   void share(ValueId value, const Place& place);
   void place_results(const Node& node);
   bool consumers_accept(ValueId value, const std::vector<int64_t>& strides) const;
+  // Where a part is inside its whole.
+  Place place_of(const Parts& parts, const Part& part) const;
   void gather(const Node& concat);
 };
-
-// The strides of the same elements under another shape, or nothing if they have none.
-std::optional<std::vector<int64_t>> reshaped_strides(const std::vector<int64_t>& shape,
-                                                     const std::vector<int64_t>& strides,
-                                                     const std::vector<int64_t>& to);
 
 }  // namespace kumi

@@ -25,8 +25,7 @@ struct Step {
 
   // The attribute as an axis of operand 0.
   int axis_attribute() const {
-    const auto axis = static_cast<int>(int_attribute(node.attributes, "axis"));
-    return axis < 0 ? axis + rank(0) : axis;
+    return static_cast<int>(kumi::axis_attribute(node.attributes, "axis", rank(0)));
   }
 };
 
@@ -87,7 +86,7 @@ int of_reshape(const Step& s) {
 int of_transpose(const Step& s) {
   const std::vector<int64_t> order = numbers(shape_attribute(s.node.attributes, "axes"));
   for (size_t i = 0; i < order.size(); ++i)
-    if ((order[i] < 0 ? order[i] + s.rank(0) : order[i]) == s.axis(0)) return static_cast<int>(i);
+    if (wrap_axis(order[i], s.rank(0)) == s.axis(0)) return static_cast<int>(i);
   s.refuse("it has lost an axis");
 }
 
@@ -117,9 +116,7 @@ void require_axis_before_last(const Step& s, size_t operand) {
 
 int of_rope(const Step& s) {
   if (s.node.operands.size() > 1 && s.node.operands[1] != kNone) s.refuse("it is told the position already");
-  const int64_t axis = int_attribute(s.node.attributes, "axis");
-  if ((axis < 0 ? axis + s.rank(0) : axis) != s.axis(0))
-    s.refuse("the positions of the text are not on its axis of positions");
+  if (s.axis_attribute() != s.axis(0)) s.refuse("the positions of the text are not on its axis of positions");
   return s.axis(0);
 }
 

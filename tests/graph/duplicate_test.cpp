@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "graph/builder.h"
 #include "tests/support/pass_text.h"
 
 namespace kumi {
@@ -51,6 +52,28 @@ TEST(Duplicate, ComputesAgainWhatIsThereAnyway) {
 // Otherwise h would have to be kept instead of g.
 TEST(Duplicate, KeepsWhatIsNotThere) {
   EXPECT_EQ(count(duplicated("output y = g * p"), "silu"), 1);
+}
+
+// A write has no results: what it stores is not there any more for what comes later.
+TEST(Duplicate, DoesNotCountOnWhatIsWrittenToAState) {
+  const Type bf16{DType::BF16, {Dim(6), Dim(6)}}, f32{DType::F32, {Dim(6), Dim(6)}};
+  Graph graph;
+  graph.name = "forward";
+  GraphBuilder builder(graph);
+  const auto read = [&](const std::string& name) {
+    return builder.call("read", {}, {{"state", name}, {"dtype", bf16.dtype}, {"shape", bf16.shape}}, name);
+  };
+  const ValueId a = read("a"), h = builder.call("matmul", {a, a}, {}, "h");
+  const ValueId g = builder.call("silu", {h}, {}, "g");
+  builder.build("write", {builder.call("cast", {h}, {{"dtype", DType::F32}})}, {{"state", std::string("s")}});
+  const ValueId p = builder.call("matmul", {builder.multiply(g, a), a}, {}, "p");
+  graph.outputs = {{"y", builder.multiply(g, p)}};
+  Module module;
+  module.name = "m";
+  module.states = {{"a", State::kWeight, bf16, {}, {}}, {"s", State::kOptimizer, f32, {}, {}}};
+  module.graphs = {duplicate_cheap_nodes(graph)};
+  verify(module);
+  EXPECT_EQ(count(module, "silu"), 1) << nodes_text(module);
 }
 
 TEST(Duplicate, KeepsWhatIsStoredAnyway) {
