@@ -48,17 +48,23 @@ std::string to_string(const Initializer& initializer) {
 }
 
 const char* to_string(State::Kind kind) {
-  switch (kind) {
-    case State::kWeight:
-      return "weight";
-    case State::kOptimizer:
-      return "optimizer";
-    case State::kAccumulator:
-      return "accumulator";
-    case State::kCache:
-      return "cache";
-  }
-  return "?";
+  static constexpr const char* kNames[] = {"weight", "optimizer", "accumulator", "cache", "replica"};
+  return kNames[kind];
+}
+
+std::vector<std::string> state_kind_names() {
+  std::vector<std::string> names;
+  for (State::Kind kind :
+       {State::kWeight, State::kOptimizer, State::kAccumulator, State::kCache, State::kReplica})
+    names.push_back(to_string(kind));
+  return names;
+}
+
+std::optional<State::Kind> parse_state_kind(std::string_view name) {
+  const std::vector<std::string> names = state_kind_names();
+  const auto found = std::find(names.begin(), names.end(), name);
+  if (found == names.end()) return std::nullopt;
+  return static_cast<State::Kind>(found - names.begin());
 }
 
 const State* Module::find_state(const std::string& name) const {
@@ -95,7 +101,10 @@ std::vector<int64_t> strides_of(const Value& value) {
 int64_t parameter_count(const Module& module) {
   Dim count = 0;
   for (const State& state : module.states)
-    if (state.kind == State::kWeight) count = count + element_count(state.type.shape);
+    if (state.kind == State::kWeight) {
+      if (state.tensors.empty()) count = count + element_count(state.type.shape);
+      for (const FlatTensor& tensor : state.tensors) count = count + element_count(tensor.shape);
+    }
   return count.number();
 }
 

@@ -18,6 +18,7 @@
 
 #include "graph/attribute.h"
 #include "graph/error.h"
+#include "graph/mesh.h"
 
 namespace kumi {
 
@@ -104,22 +105,41 @@ const char* to_string(Initializer::Kind kind);          // "zeros", "ones", "con
 std::optional<Initializer::Kind> parse_initializer_kind(std::string_view name);
 bool has_parameter(Initializer::Kind kind);
 
+// A tensor that lies in a flat state.
+struct FlatTensor {
+  std::string name;  // a weight's is the checkpoint's tensor name
+  Shape shape;
+  Initializer initializer;
+
+  bool operator==(const FlatTensor&) const = default;
+};
+
 struct State {
   // kWeight: trained and saved in checkpoints; kOptimizer: saved with the optimizer (moments, step
   // counter); kAccumulator: alive within one step (accumulated gradients), not saved; kCache: what earlier
-  // runs computed (keys and values of attention), not saved.
-  enum Kind : uint8_t { kWeight, kOptimizer, kAccumulator, kCache };
+  // runs computed (keys and values of attention), not saved; kReplica: weights in the form in which the model
+  // reads them (rounded, quantized, of other ranks), made from those that are trained, not saved.
+  enum Kind : uint8_t { kWeight, kOptimizer, kAccumulator, kCache, kReplica };
   std::string name;  // a weight's is the checkpoint's tensor name
   Kind kind = kWeight;
   Type type;
-  Initializer initializer;
-  SourceLocation location;
+  Initializer initializer = {};
+  SourceLocation location = {};
   // Bytes from the start of the memory of all states; set by the `memory` pass for all of them or none.
   std::optional<int64_t> offset = std::nullopt;
+  // What a flat state holds: tensors of its element type one after the other, then padding. Empty: the state
+  // is one tensor, of its own name.
+  std::vector<FlatTensor> tensors = {};
+  // The groups of the mesh among whose members the state is cut into equal pieces, one after the other: with
+  // node and cross_node, first one piece a rank of the node, then each of them one piece a node. The type is
+  // that of one piece. Empty: every rank has all of it.
+  std::vector<MeshGroup> cut = {};
 
   bool operator==(const State&) const = default;
 };
-const char* to_string(State::Kind kind);  // "weight", "optimizer", "accumulator", "cache"
+const char* to_string(State::Kind kind);  // "weight", "optimizer", "accumulator", "cache", "replica"
+std::vector<std::string> state_kind_names();
+std::optional<State::Kind> parse_state_kind(std::string_view name);
 
 struct Module {
   std::string name;
@@ -130,6 +150,7 @@ struct Module {
   std::vector<State> states;
   std::vector<Graph> graphs;
   std::vector<std::string> passes;  // passes that have run, in order
+  Mesh mesh;                        // of the ranks that run it together
 
   bool operator==(const Module&) const = default;
 

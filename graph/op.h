@@ -14,8 +14,9 @@
 
 namespace kumi {
 
-class KernelLowering;  // codegen/kernel_lowering.h
-struct MatmulCall;     // codegen/kernel.h
+class KernelLowering;   // codegen/kernel_lowering.h
+struct MatmulCall;      // codegen/kernel.h
+struct CollectiveCall;  // codegen/collective.h
 
 struct OperandSpec {
   std::string name;
@@ -169,11 +170,14 @@ struct OpDef {
   // kernels do not. Called with the operand's position; null or nothing: any value is fine.
   std::function<std::optional<IndexRange>(const Graph&, const Node&, size_t)> index_range = nullptr;
 
-  // Lowering: at most one of the two; none for views and state access.
+  // Lowering: at most one of the three; none for views and state access.
   std::function<void(KernelLowering&)> kernel = nullptr;  // generated
   std::function<MatmulCall(const Graph&, const Node&)> matmul =
       nullptr;  // by the device's library; operands then
                 // results are the call's buffers
+  std::function<CollectiveCall(const Graph&, const Node&)> collective =
+      nullptr;  // by a communicator, while later nodes run: it is done when the first of them needs a
+                // result; operands then results are the call's buffers
 };
 
 // Adds an op; called by ops/ only, before anything else runs. A second entry of a name throws.

@@ -106,6 +106,28 @@ void check_disabled(const PlanOptions& options) {
           .hint(did_you_mean(name, names));
 }
 
+namespace {
+constexpr ShardingMode kAllShardingModes[] = {ShardingMode::kDdp, ShardingMode::kZero1, ShardingMode::kZero2,
+                                              ShardingMode::kZero3, ShardingMode::kZero3Local};
+}  // namespace
+
+const char* to_string(ShardingMode mode) {
+  static constexpr const char* kNames[] = {"ddp", "zero1", "zero2", "zero3", "zero3_local"};
+  return kNames[static_cast<size_t>(mode)];
+}
+
+std::optional<ShardingMode> parse_sharding_mode(std::string_view name) {
+  for (ShardingMode mode : kAllShardingModes)
+    if (name == to_string(mode)) return mode;
+  return std::nullopt;
+}
+
+std::vector<std::string> sharding_mode_names() {
+  std::vector<std::string> names;
+  for (ShardingMode mode : kAllShardingModes) names.push_back(to_string(mode));
+  return names;
+}
+
 const Pass& find_pass(const std::string& name) {
   std::vector<std::string> names;
   for (const Pass& pass : pipeline()) {

@@ -47,6 +47,12 @@ struct Optimization {
 const std::vector<Optimization>& optimizations();
 std::vector<std::string> optimization_names();
 
+// What of the training state each rank holds (graph/passes/shard.h).
+enum class ShardingMode : uint8_t { kDdp, kZero1, kZero2, kZero3, kZero3Local };
+const char* to_string(ShardingMode mode);  // "ddp", "zero1", "zero2", "zero3", "zero3_local"
+std::optional<ShardingMode> parse_sharding_mode(std::string_view name);
+std::vector<std::string> sharding_mode_names();
+
 struct PlanOptions {
   Goal goal = Goal::kForward;
   std::map<std::string, int64_t> sizes;  // free sizes: batch, seq; those missing take the model's default
@@ -58,8 +64,18 @@ struct PlanOptions {
   Precision precision = Precision::kF32;
   // Bytes that states and arena together may take; 0: no limit. What `recompute` aims at.
   int64_t memory_limit = 0;
-  int64_t prefill_chunk = 64;      // tokens of one run of `prefill`, no more than the text may have
+  int64_t prefill_chunk = 64;  // tokens of one run of `prefill`, no more than the text may have
+  Mesh mesh;                   // of the ranks that train together; sizes are those of one rank's part
+  ShardingMode sharding = ShardingMode::kZero3Local;  // with more than one rank
+  // How weights and gradients travel: "none" or a name of a quantization scheme (graph/quantized.h).
+  std::string quantized_weights = "none";
+  std::string quantized_gradients = "none";
+  int64_t prefetch = 1;            // layers whose weights may be gathered ahead of their use
   std::set<std::string> disabled;  // names of optimizations()
+
+  // One run of the graph "gradient" sees a part of the step's tokens only: losses and gradients are sums that
+  // become means at the end of the step.
+  bool sees_part_of_step() const { return optimizer.accumulation > 1 || mesh.ranks() > 1; }
 
   bool is_enabled(const std::string& optimization) const { return disabled.count(optimization) == 0; }
 };

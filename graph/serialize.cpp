@@ -108,15 +108,26 @@ void write(const Graph& graph, proto::Graph* out) {
   if (graph.arena_lower_bound) out->set_arena_lower_bound(*graph.arena_lower_bound);
 }
 
+void write(const Initializer& initializer, proto::Initializer* out) {
+  out->set_kind(static_cast<proto::Initializer::Kind>(static_cast<int>(initializer.kind) + 1));
+  out->set_parameter(initializer.parameter);
+}
+
 void write(const State& state, proto::State* out) {
   out->set_name(state.name);
   out->set_kind(static_cast<proto::State::Kind>(static_cast<int>(state.kind) + 1));
   write(state.type, out->mutable_type());
-  out->mutable_initializer()->set_kind(
-      static_cast<proto::Initializer::Kind>(static_cast<int>(state.initializer.kind) + 1));
-  out->mutable_initializer()->set_parameter(state.initializer.parameter);
+  write(state.initializer, out->mutable_initializer());
   if (state.location != SourceLocation()) write(state.location, out->mutable_location());
   if (state.offset) out->set_offset(*state.offset);
+  for (const FlatTensor& tensor : state.tensors) {
+    proto::State::FlatTensor* to = out->add_tensors();
+    to->set_name(tensor.name);
+    for (const Dim& dim : tensor.shape) write(dim, to->add_shape());
+    write(tensor.initializer, to->mutable_initializer());
+  }
+  for (MeshGroup group : state.cut)
+    out->add_cut(static_cast<proto::State::MeshGroup>(static_cast<int>(group) + 1));
 }
 
 proto::Module to_proto(const Module& module) {
@@ -130,6 +141,10 @@ proto::Module to_proto(const Module& module) {
     if (value) write(*value, size->mutable_default_value());
   }
   for (const State& state : module.states) write(state, out.add_states());
+  if (module.mesh != Mesh()) {
+    out.set_nodes(module.mesh.nodes);
+    out.set_local(module.mesh.local);
+  }
   for (const Graph& graph : module.graphs) write(graph, out.add_graphs());
   for (const std::string& pass : module.passes) out.add_passes(pass);
   return out;
@@ -162,6 +177,7 @@ class Reader {
       }
       module.sizes.emplace_back(std::move(name), std::move(value));
     }
+    module.mesh = {in.nodes() == 0 ? 1 : in.nodes(), in.local() == 0 ? 1 : in.local()};
     for (int i = 0; i < in.states_size(); ++i) {
       Step step(this, "states", i);
       module.states.push_back(read(in.states(i)));
@@ -333,22 +349,38 @@ class Reader {
   State read(const proto::State& in) {
     State state;
     state.name = text(in.name(), "name");
-    if (in.kind() < proto::State::WEIGHT || in.kind() > proto::State::CACHE) {
+    if (in.kind() < proto::State::WEIGHT || in.kind() > proto::State::REPLICA) {
       Step step(this, "kind");
-      fail("the kind of the state is missing or unknown", "WEIGHT, OPTIMIZER, ACCUMULATOR or CACHE");
+      fail("the kind of the state is missing or unknown", "WEIGHT, OPTIMIZER, ACCUMULATOR, CACHE or REPLICA");
     }
     state.kind = static_cast<State::Kind>(in.kind() - 1);
     state.type = read(in.type());
+    state.initializer = read(in.initializer());
+    state.location = read(in.location());
+    if (in.has_offset()) state.offset = in.offset();
+    for (int i = 0; i < in.tensors_size(); ++i) {
+      Step step(this, "tensors", i);
+      FlatTensor& tensor = state.tensors.emplace_back();
+      tensor.name = text(in.tensors(i).name(), "name");
+      tensor.shape = read(in.tensors(i).shape(), "shape");
+      tensor.initializer = read(in.tensors(i).initializer());
+    }
+    for (int i = 0; i < in.cut_size(); ++i) {
+      Step step(this, "cut", i);
+      if (in.cut(i) < proto::State::WORLD || in.cut(i) > proto::State::CROSS_NODE)
+        fail("the group of the mesh is missing or unknown", "WORLD, NODE or CROSS_NODE");
+      state.cut.push_back(static_cast<MeshGroup>(in.cut(i) - 1));
+    }
+    return state;
+  }
+
+  Initializer read(const proto::Initializer& in) {
     Step step(this, "initializer");
-    const proto::Initializer& initializer = in.initializer();
-    if (initializer.kind() < proto::Initializer::ZEROS || initializer.kind() > proto::Initializer::UNIFORM) {
+    if (in.kind() < proto::Initializer::ZEROS || in.kind() > proto::Initializer::UNIFORM) {
       Step inner(this, "kind");
       fail("the kind of the initializer is missing or unknown", "ZEROS, ONES, CONSTANT, NORMAL or UNIFORM");
     }
-    state.initializer = {static_cast<Initializer::Kind>(initializer.kind() - 1), initializer.parameter()};
-    state.location = read(in.location());
-    if (in.has_offset()) state.offset = in.offset();
-    return state;
+    return {static_cast<Initializer::Kind>(in.kind() - 1), in.parameter()};
   }
 
   ValueId read_value_id(int32_t id, size_t count, bool optional, const char* field, int index = -1) {

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <set>
 #include <unordered_map>
 #include <unordered_set>
@@ -308,7 +309,40 @@ class GraphVerifier {
   std::unordered_map<std::string, const Type*> inputs_;
 };
 
+void check_flat(const State& state, const Module& module, const TypeChecker& types, Names* tensors) {
+  int64_t pieces = 1;
+  for (MeshGroup group : state.cut)
+    if (__builtin_mul_overflow(pieces, module.mesh.size(group), &pieces))
+      throw Error("it is cut into more than 2^63 pieces");
+  if (state.tensors.empty() && state.cut.empty()) return;
+  if (state.type.rank() == 0 || !has_known_sizes(state.type))
+    throw Error(concat("it is cut or flat, and ", display(state.type))).expected("axes of known sizes");
+  if (state.tensors.empty()) return;
+  if (state.type.rank() != 1)
+    throw Error(concat("it holds tensors, and is ", display(state.type))).expected("one axis");
+  Dim count = 0;
+  for (const FlatTensor& tensor : state.tensors) {
+    if (!is_plain_name(tensor.name)) throw Error(concat("a tensor in it is named ", quoted(tensor.name)));
+    if (!tensors->insert(tensor.name).second)
+      throw Error(concat("the tensor ", quoted(tensor.name), " is in two flat states of one kind"));
+    types.check({state.type.dtype, tensor.shape});
+    if (!std::isfinite(tensor.initializer.parameter))
+      throw Error(concat("the initializer's parameter of ", quoted(tensor.name), " is not finite"));
+    count = count + element_count(tensor.shape);
+  }
+  int64_t whole = 0;
+  if (__builtin_mul_overflow(state.type.shape[0].number(), pieces, &whole) || !count.is_number() ||
+      count.number() > whole)
+    throw Error(concat("the tensors in it have ", count.display(), " elements"))
+        .expected(concat("at most those of its ", pieces, " pieces together"));
+}
+
 void check_states(const Module& module, const TypeChecker& types, States* states) {
+  constexpr int64_t kMostRanks = int64_t{1} << 31;
+  const Mesh& mesh = module.mesh;
+  if (mesh.nodes < 1 || mesh.local < 1 || mesh.nodes > kMostRanks / mesh.local)
+    throw Error(concat("the mesh is ", mesh.nodes, " x ", mesh.local)).expected("1 or more on both sides");
+  std::map<State::Kind, Names> tensors;
   for (const State& state : module.states) {
     if (!is_plain_name(state.name)) throw Error(concat("a state is named ", quoted(state.name)));
     try {
@@ -322,6 +356,7 @@ void check_states(const Module& module, const TypeChecker& types, States* states
         throw Error("some states are placed in memory, others are not");
       if (!std::isfinite(state.initializer.parameter))
         throw Error("the initializer's parameter is not finite");
+      check_flat(state, module, types, &tensors[state.kind]);
     } catch (Error& error) {
       if (state.location.known()) error.at(state.location);
       throw error.while_doing(concat("checking the state ", quoted(state.name)));

@@ -12,6 +12,7 @@ void register_all_ops() {
     register_arithmetic_ops();
     register_attention_ops();
     register_cache_ops();
+    register_collective_ops();
     register_embedding_ops();
     register_layout_ops();
     register_loss_ops();

@@ -6,6 +6,7 @@ namespace kumi {
 void register_arithmetic_ops();     // arithmetic.cpp: element-wise, with broadcasting
 void register_attention_ops();      // attention.cpp
 void register_cache_ops();          // cache.cpp: attention to the keys and values of earlier runs
+void register_collective_ops();     // collectives.cpp: between the ranks of a mesh
 void register_embedding_ops();      // embedding.cpp
 void register_layout_ops();         // layout.cpp: reshape, transpose, slice, pad, concat, broadcast
 void register_loss_ops();           // loss.cpp

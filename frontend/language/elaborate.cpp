@@ -309,6 +309,7 @@ std::optional<Value> Elaborator::dispatch(const Statement& statement, Frame& fra
     }
     case Statement::kSource:
     case Statement::kPasses:
+    case Statement::kMesh:
     case Statement::kState:
     case Statement::kGraph:
       throw error(statement.place, "this belongs into the dump of a graph, not among a model's statements");

@@ -61,6 +61,9 @@ class FlatReader {
           module_.sizes.emplace_back(s.name, std::move(value));
         });
         return;
+      case Statement::kMesh:
+        module_.mesh = {s.nodes, s.local};
+        return;
       case Statement::kState:
         guarded([&] { state(s); });
         return;
@@ -80,22 +83,29 @@ class FlatReader {
 
   void state(const Statement& s) {
     State state;
-    if (s.name == "weight")
-      state.kind = State::kWeight;
-    else if (s.name == "optimizer")
-      state.kind = State::kOptimizer;
-    else if (s.name == "accumulator")
-      state.kind = State::kAccumulator;
-    else if (s.name == "cache")
-      state.kind = State::kCache;
-    else
+    const std::optional<State::Kind> kind = parse_state_kind(s.name);
+    if (!kind)
       throw error(s.place, concat("there is no kind of state '", s.name, "'"))
-          .expected("weight, optimizer, accumulator or cache")
-          .hint(did_you_mean(s.name, {"weight", "optimizer", "accumulator", "cache"}));
+          .expected(joined(state_kind_names()))
+          .hint(did_you_mean(s.name, state_kind_names()));
+    state.kind = *kind;
     state.name = s.text;
     state.type = type(*s.type);
     state.initializer = initializer(*s.value);
     state.offset = s.state_offset;
+    for (const std::string& name : s.cut) {
+      const std::optional<MeshGroup> group = parse_mesh_group(name);
+      if (!group)
+        throw error(s.place, concat("the mesh has no group '", name, "'"))
+            .expected("world, node or cross_node")
+            .hint(did_you_mean(name, {"world", "node", "cross_node"}));
+      state.cut.push_back(*group);
+    }
+    for (const FlatTensorSyntax& tensor : s.tensors) {
+      Shape shape;
+      for (const Expression& e : tensor.sizes) shape.push_back(size(e));
+      state.tensors.push_back({tensor.name, std::move(shape), initializer(tensor.initializer)});
+    }
     state.location = location(s.annotations.origin);
     module_.states.push_back(std::move(state));
   }

@@ -112,6 +112,7 @@ class Parser : public ExpressionParser {
       if (word == "source") return source(std::move(s));
       if (word == "passes") return passes(std::move(s));
       if (word == "state") return state(std::move(s));
+      if (word == "mesh") return mesh(std::move(s));
       if (word == "graph") return graph(std::move(s));
     }
     return assignment(std::move(s));
@@ -260,7 +261,18 @@ class Parser : public ExpressionParser {
     return s;
   }
 
-  // state weight "name": f32[4] = zeros at 64 from 3:1
+  // mesh 2, 4
+  Statement mesh(Statement s) {
+    next();
+    s.kind = Statement::kMesh;
+    s.nodes = integer("the number of nodes");
+    expect(",", "and the ranks a node");
+    s.local = integer("the number of ranks a node");
+    return s;
+  }
+
+  // state weight "name": f32[4] = zeros at 64 cut node, cross_node holds "a" [2] = ones, "b" [2] = zeros from
+  // 3:1
   Statement state(Statement s) {
     next();
     s.kind = Statement::kState;
@@ -271,8 +283,24 @@ class Parser : public ExpressionParser {
     expect("=", "and the state's initializer");
     s.value = expression();
     if (accept_name("at")) s.state_offset = integer("a byte of the states' memory");
+    if (accept_name("cut")) do
+        s.cut.push_back(identifier("a group of the mesh"));
+      while (accept(","));
+    if (accept_name("holds")) do
+        s.tensors.push_back(flat_tensor());
+      while (accept(","));
     if (is_name("from")) s.annotations.origin = origin();
     return s;
+  }
+
+  FlatTensorSyntax flat_tensor() {
+    FlatTensorSyntax tensor;
+    tensor.name = string("a tensor's name");
+    expect("[", "and the tensor's sizes");
+    tensor.sizes = list("]");
+    expect("=", "and the tensor's initializer");
+    tensor.initializer = expression();
+    return tensor;
   }
 
   // graph gradient arena 4096 lower_bound 4000 { ... }

@@ -35,6 +35,7 @@ class Printer {
     }
     for (const auto& [name, value] : module_.sizes)
       out += concat("  size ", name, value ? " = " + spelled(*value) : "", "\n");
+    if (module_.mesh != Mesh()) out += concat("  mesh ", module_.mesh.nodes, ", ", module_.mesh.local, "\n");
     std::vector<Block> states;
     for (const State& state : module_.states) states.push_back({state.name, state_line(state)});
     if (!states.empty()) out += "\n" + join(states);
@@ -101,7 +102,21 @@ class Printer {
   std::string state_line(const State& state) {
     return concat("  state ", to_string(state.kind), " ", quoted(state.name), ": ", spelled(state.type),
                   " = ", to_string(state.initializer), state.offset ? concat(" at ", *state.offset) : "",
-                  origin(state.location), "\n");
+                  cut(state), tensors(state), origin(state.location), "\n");
+  }
+
+  static std::string cut(const State& state) {
+    std::string text;
+    for (MeshGroup group : state.cut) text += concat(text.empty() ? " cut " : ", ", to_string(group));
+    return text;
+  }
+
+  std::string tensors(const State& state) {
+    std::string text;
+    for (const FlatTensor& tensor : state.tensors)
+      text += concat(text.empty() ? " holds " : ", ", quoted(tensor.name), " ", spelled(tensor.shape), " = ",
+                     to_string(tensor.initializer));
+    return text;
   }
 
   std::string target(const Value& value) {

@@ -81,6 +81,13 @@ struct Annotations {
   std::optional<Origin> origin;
 };
 
+// `"name" [2, 3] = zeros`: a tensor of a flat state.
+struct FlatTensorSyntax {
+  std::string name;
+  std::vector<Expression> sizes;
+  Expression initializer;
+};
+
 struct Statement {
   enum Kind : uint8_t {
     kAssign,    // targets = value; a call without results has no targets
@@ -96,7 +103,8 @@ struct Statement {
     // Of dumps.
     kSource,  // text: the file that origins are in
     kPasses,  // names
-    kState,   // kind, text: the state's name, type, value: the initializer, state_offset
+    kState,   // kind, text: the state's name, type, value: the initializer, state_offset, cut, tensors
+    kMesh,    // mesh
     kGraph,   // name, arena_bytes, arena_lower_bound: body
   };
   Kind kind = kAssign;
@@ -112,6 +120,9 @@ struct Statement {
   std::vector<Statement> body, otherwise;
   Annotations annotations;
   std::optional<int64_t> arena_bytes, arena_lower_bound, state_offset;
+  std::vector<std::string> cut;
+  std::vector<FlatTensorSyntax> tensors;
+  int64_t nodes = 1, local = 1;
 };
 
 struct ModelSyntax {

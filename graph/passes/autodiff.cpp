@@ -182,8 +182,7 @@ Module autodiff(Module module, const PlanOptions& options) {
   ValueId loss = find_loss(*forward, options);
   Graph gradient = *forward;
   gradient.name = "gradient";
-  Differentiation(module, &gradient)
-      .run(loss, options.goal == Goal::kTrain && options.optimizer.accumulation > 1);
+  Differentiation(module, &gradient).run(loss, options.goal == Goal::kTrain && options.sees_part_of_step());
   *forward = remove_dead_nodes(merge_equal_nodes(gradient));
   return module;
 }
