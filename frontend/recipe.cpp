@@ -358,6 +358,44 @@ void read_plan(const proto::Recipe& proto, Recipe* recipe, Checker* checker) {
   }
 }
 
+void read_mesh(const proto::Recipe& proto, Recipe* recipe, Checker* checker) {
+  constexpr int64_t kMostRanks = 1 << 20;
+  if (proto.mesh().has_nodes()) {
+    recipe->nodes = proto.mesh().nodes();
+    checker->range<int64_t>("mesh.nodes", *recipe->nodes, 1, kMostRanks);
+  }
+  if (proto.mesh().has_local()) {
+    recipe->local = proto.mesh().local();
+    checker->range<int64_t>("mesh.local", *recipe->local, 1, kMostRanks);
+  }
+  if (proto.mesh().has_timeout()) recipe->timeout = proto.mesh().timeout();
+  checker->real("mesh.timeout", recipe->timeout, 0, 1e9, true, false);
+  if (!proto.sharding().empty()) {
+    const std::vector<std::string> names = sharding_mode_names();
+    if (const std::optional<ShardingMode> mode = parse_sharding_mode(proto.sharding()))
+      recipe->sharding = *mode;
+    else
+      checker->fail("sharding", Error(concat("there is no sharding ", quoted(proto.sharding())))
+                                    .expected("one of " + joined(names))
+                                    .hint(did_you_mean(proto.sharding(), names)));
+  }
+  const auto scheme = [&](const std::string& field, const std::string& value,
+                          const std::vector<std::string>& names, std::string* to) {
+    if (value.empty()) return;
+    *to = value;
+    if (std::find(names.begin(), names.end(), value) == names.end())
+      checker->fail(field, Error(concat("there is no quantization ", quoted(value)))
+                               .expected("one of " + joined(names))
+                               .hint(did_you_mean(value, names)));
+  };
+  scheme("quantize.weights", proto.quantize().weights(), {"none", "int8", "int4", "nf4"},
+         &recipe->quantized_weights);
+  scheme("quantize.gradients", proto.quantize().gradients(), {"none", "int8", "int4"},
+         &recipe->quantized_gradients);
+  if (proto.has_prefetch()) recipe->prefetch = proto.prefetch();
+  checker->range<int64_t>("prefetch", recipe->prefetch, 0, 1 << 20);
+}
+
 void read_run(const proto::Recipe& proto, Recipe* recipe, Checker* checker) {
   if (proto.has_steps()) {
     recipe->steps = proto.steps();
@@ -390,6 +428,7 @@ Recipe checked(const proto::Recipe& proto, const fs::path& path, const Places& p
   read_data(proto, &recipe, &checker);
   read_optimizer(proto, &recipe, &checker);
   read_plan(proto, &recipe, &checker);
+  read_mesh(proto, &recipe, &checker);
   read_run(proto, &recipe, &checker);
   checker.finish();
   TextFormat::Printer printer;
@@ -410,8 +449,9 @@ Override parse_override(const std::string& text) {
 }
 
 bool is_planning_field(const std::string& name) {
-  return name == "precision" || name == "memory_limit" || name == "accumulation" ||
-         name.starts_with("plan.") || name.starts_with("optimizer.");
+  return name == "precision" || name == "memory_limit" || name == "accumulation" || name == "sharding" ||
+         name == "prefetch" || name.starts_with("plan.") || name.starts_with("optimizer.") ||
+         name.starts_with("mesh.") || name.starts_with("quantize.");
 }
 
 PlanOptions parse_planning(const std::vector<Override>& overrides) {
@@ -424,6 +464,7 @@ PlanOptions parse_planning(const std::vector<Override>& overrides) {
   Checker checker(places);
   read_optimizer(proto, &recipe, &checker);
   read_plan(proto, &recipe, &checker);
+  read_mesh(proto, &recipe, &checker);
   checker.finish();
   return planning_options(recipe);
 }
@@ -434,6 +475,11 @@ PlanOptions planning_options(const Recipe& recipe) {
   options.precision = recipe.precision;
   options.memory_limit = recipe.memory_limit;
   options.disabled = recipe.disabled;
+  options.mesh = {recipe.nodes.value_or(1), recipe.local.value_or(1)};
+  options.sharding = recipe.sharding;
+  options.quantized_weights = recipe.quantized_weights;
+  options.quantized_gradients = recipe.quantized_gradients;
+  options.prefetch = recipe.prefetch;
   return options;
 }
 

@@ -41,6 +41,11 @@ struct Recipe {
   Precision precision = Precision::kF32;
   int64_t memory_limit = 0;  // bytes; 0: none
   std::set<std::string> disabled;
+  std::optional<int64_t> nodes, local;  // of the mesh
+  double timeout = 300;                 // seconds
+  ShardingMode sharding = ShardingMode::kZero3Local;
+  std::string quantized_weights = "none", quantized_gradients = "none";
+  int64_t prefetch = 1;
   std::optional<int64_t> steps;
   uint64_t seed = 0;
 
@@ -66,7 +71,8 @@ struct Override {
 Override parse_override(const std::string& text);
 
 // Of a model without a recipe: overrides of the recipe's fields that decide how it is planned, which
-// are `precision`, `memory_limit`, `accumulation` and those of `plan` and `optimizer`.
+// are `precision`, `memory_limit`, `accumulation`, `sharding`, `prefetch` and those of `plan`, `optimizer`,
+// `mesh` and `quantize`.
 bool is_planning_field(const std::string& name);
 // The part of a recipe that decides how a model is planned, but for its sizes.
 PlanOptions planning_options(const Recipe& recipe);

@@ -42,6 +42,16 @@ PlanOptions training_options(const Recipe& recipe) {
   }
   if (recipe.batch) options.sizes["batch"] = *recipe.batch;
   if (recipe.seq) options.sizes["seq"] = *recipe.seq;
+  // The recipe's batch is that of all ranks.
+  const int64_t ranks = options.mesh.ranks();
+  if (auto batch = options.sizes.find("batch"); batch != options.sizes.end()) {
+    if (batch->second % ranks != 0)
+      throw Error(concat("a micro-batch of ", batch->second, " sequences does not fall into equal parts for ",
+                         ranks, " ranks"))
+          .at({recipe.file})
+          .expected("data.batch_size: a multiple of the number of ranks");
+    batch->second /= ranks;
+  }
   return options;
 }
 

@@ -14,6 +14,7 @@
 #include "graph/passes/precision.h"
 #include "graph/passes/recompute.h"
 #include "graph/passes/schedule.h"
+#include "graph/passes/shard.h"
 
 namespace kumi {
 
@@ -54,14 +55,16 @@ const std::vector<Pass>& pipeline() {
        "the backward node that needs them, chosen by bytes freed per work until the plan fits.",
        "gradients are in the graph",
        "the plan fits into the limit, if no later pass is given other options; Node::recomputed", recompute},
+      {"shard",
+       "With several ranks: puts weights and their training state on the mesh, as flat buffers of a layer, "
+       "gathers a layer's weights where they are used and reduces its gradients when they are known.",
+       "outputs grad.<weight> and the loss",
+       "flat states, cut among ranks; collectives; outputs grad.<flat state>; graph 'replicate'", shard},
       {"optimizer",
        "Builds the training step: accumulators in 'gradient', and 'update' with clipping, schedule and "
        "AdamW.",
        "outputs grad.<weight> and the loss",
        "graphs 'gradient' (once a micro-batch) and 'update' (once a step) that share state", optimizer},
-      {"shard",
-       "Will put state on the mesh of ranks and insert collectives; does nothing yet: there is one rank.",
-       "the whole step is in the graph", "nothing", nullptr},
       {"quantize_comm", "Will quantize what collectives gather; does nothing yet: there are no collectives.",
        "collectives are nodes", "nothing", nullptr},
       {"fuse", "Gathers element-wise nodes, row reductions and their epilogues into groups, each one kernel.",

@@ -93,7 +93,8 @@ struct Pass {
   std::optional<Goal> goal = std::nullopt;
 };
 
-// All passes in order: infer, decode, autodiff, precision, recompute, optimizer, shard, quantize_comm,
+// All passes in order: infer, decode, layout, merge, autodiff, precision, recompute, shard,
+// optimizer, quantize_comm,
 // fuse, schedule, memory, codegen.
 const std::vector<Pass>& pipeline();
 const Pass& find_pass(const std::string& name);  // throws Error with "did you mean"

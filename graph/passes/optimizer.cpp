@@ -9,6 +9,8 @@
 #include "graph/names.h"
 #include "graph/op.h"
 #include "graph/passes/autodiff.h"
+#include "graph/passes/shard.h"
+#include "graph/passes/weight_order.h"
 #include "graph/rewrite.h"
 #include "graph/uses.h"
 
@@ -40,8 +42,10 @@ void check(const OptimizerOptions& o) {
 struct Weight {
   std::string name;
   Type type;
-  Type gradient_type;  // of the accumulator and the moments: f32
-  std::string scope;   // where the model reads it
+  Type moment_type;    // f32
+  Type gradient_type;  // of the accumulator, f32: what the graph "gradient" gives
+  bool decays;
+  std::string scope;  // where the model reads it
   SourceLocation location;
 };
 
@@ -69,47 +73,34 @@ class Training {
     std::unordered_map<std::string, const Node*> reads;
     for (const Node& node : gradient.nodes)
       if (node.op == "read") reads.emplace(string_attribute(node.attributes, "state"), &node);
-    for (const State& state : module_.states) {
-      if (state.kind != State::kWeight) continue;
-      auto read = reads.find(state.name);
-      weights_.push_back({state.name, state.type, Type{DType::F32, state.type.shape},
-                          read == reads.end() ? "" : read->second->scope, state.location});
-    }
-    if (weights_.empty()) throw Error(concat("the model '", module_.name, "' has no weights to train"));
-    if (options_.is_enabled("sweep")) order_by_use(gradient);
-  }
-
-  // Weights that the model reads as one value stand next to each other, in its order, so that memory can
-  // serve both that value and the sweep over all weights.
-  void order_by_use(const Graph& gradient) {
-    std::unordered_map<std::string, std::vector<std::string>> runs;  // by the first member met
-    for (const Node& node : gradient.nodes) {
-      if (!op_of(node).moves_parts || node.results.size() != 1) continue;
-      std::vector<std::string> run;
-      for (ValueId part : node.operands)
-        if (gradient.producer(part).op == "read")
-          run.push_back(string_attribute(gradient.producer(part).attributes, "state"));
-      for (const std::string& name : run) runs.emplace(name, run);
-    }
-    std::unordered_map<std::string, size_t> index;
-    for (size_t i = 0; i < weights_.size(); ++i) index.emplace(weights_[i].name, i);
-    std::vector<Weight> ordered;
-    std::vector<bool> placed(weights_.size(), false);
-    auto place = [&](size_t i) {
-      if (!placed[i]) ordered.push_back(weights_[i]);
-      placed[i] = true;
+    auto scope_of = [&](const std::string& state) {
+      auto read = reads.find(replica_name(state));
+      if (read == reads.end()) read = reads.find(state);
+      return read == reads.end() ? "" : read->second->scope;
     };
-    for (size_t i = 0; i < weights_.size(); ++i) {
-      auto run = runs.find(weights_[i].name);
-      if (run != runs.end())
-        for (const std::string& name : run->second) place(index.at(name));
-      place(i);
+    std::vector<std::vector<std::string>> groups = weights_read_together(module_, gradient);
+    if (!options_.is_enabled("sweep")) {
+      groups.clear();
+      for (const State& state : module_.states)
+        if (state.kind == State::kWeight) groups.push_back({state.name});
     }
-    weights_ = std::move(ordered);
+    for (const std::vector<std::string>& group : groups)
+      for (const std::string& name : group) {
+        const State& state = *module_.find_state(name);
+        const ValueId output = gradient.find_output("grad." + name);
+        if (output == kNone) throw Error(concat("the graph 'gradient' has no output 'grad.", name, "'"));
+        weights_.push_back({name, state.type, Type{DType::F32, state.type.shape},
+                            Type{DType::F32, gradient.type(output).shape}, decays(state), scope_of(name),
+                            state.location});
+      }
+    if (weights_.empty()) throw Error(concat("the model '", module_.name, "' has no weights to train"));
   }
 
-  // Not biases, not norms.
-  static bool decays(const Weight& weight) { return weight.type.rank() >= 2; }
+  // Not biases, not norms. A flat state holds either.
+  static bool decays(const State& weight) {
+    return (weight.tensors.empty() ? weight.type.rank() : static_cast<int>(weight.tensors[0].shape.size())) >=
+           2;
+  }
 
   // The weights that one kernel updates: all of one element type and decay, or one.
   std::vector<std::vector<size_t>> sweeps() const {
@@ -117,7 +108,7 @@ class Training {
     std::vector<std::vector<size_t>> result;
     for (size_t i = 0; i < weights_.size(); ++i)
       if (options_.is_enabled("sweep"))
-        classes[{weights_[i].type.dtype, decays(weights_[i])}].push_back(i);
+        classes[{weights_[i].type.dtype, weights_[i].decays}].push_back(i);
       else
         result.push_back({i});
     for (auto& entry : classes) result.push_back(std::move(entry.second));
@@ -130,12 +121,16 @@ class Training {
     for (size_t i : sweep) {
       const Weight& weight = weights_[i];
       set_place(builder, weight);
-      ValueId value =
-          read(builder, prefix + weight.name, prefix.empty() ? weight.type : weight.gradient_type);
-      if (sweep.size() > 1) value = builder.reshape(value, {element_count(weight.type.shape)});
-      parts.push_back(value);
+      parts.push_back(read(builder, prefix + weight.name, prefix.empty() ? weight.type : weight.moment_type));
     }
     set_place(builder);
+    return flat(builder, parts);
+  }
+
+  static ValueId flat(GraphBuilder& builder, std::vector<ValueId> parts) {
+    if (parts.size() > 1)
+      for (ValueId& part : parts)
+        part = builder.reshape(part, {element_count(builder.graph().type(part).shape)});
     return parts.size() == 1 ? parts[0] : builder.call("concat", parts, {{"axis", Dim(0)}});
   }
 
@@ -171,6 +166,17 @@ class Training {
     module_.states.push_back({name, kind, type, Initializer{}, location});
   }
 
+  // A moment lies as its weight does, also if that is flat and cut.
+  void add_moment(const std::string& prefix, const std::string& weight) {
+    State moment = *module_.find_state(weight);
+    moment.name = prefix + moment.name;
+    moment.kind = State::kOptimizer;
+    moment.type.dtype = DType::F32;
+    moment.initializer = {};
+    for (FlatTensor& tensor : moment.tensors) tensor = {prefix + tensor.name, tensor.shape, {}};
+    module_.states.push_back(std::move(moment));
+  }
+
   static ValueId read(GraphBuilder& builder, const std::string& state, const Type& type) {
     return builder.call("read", {}, {{"state", state}, {"dtype", type.dtype}, {"shape", type.shape}},
                         to_value_name(state));
@@ -187,8 +193,8 @@ class Training {
     GraphBuilder builder(*graph);
     ValueId loss = graph->find_output(options_.loss);
     if (loss == kNone) throw Error(concat("the graph 'gradient' has no output '", options_.loss, "'"));
-    ValueId weight = kNone;  // of this micro-batch
-    if (accumulates()) {
+    ValueId weight = kNone;  // of this part of the step
+    if (options_.sees_part_of_step()) {
       Node producer = graph->producer(loss);
       builder.scope = producer.scope;
       builder.location = producer.location;
@@ -199,7 +205,6 @@ class Training {
     Accumulation accumulation(*graph);
     for (const Weight& w : weights_) {
       ValueId gradient = graph->find_output("grad." + w.name);
-      if (gradient == kNone) throw Error(concat("the graph 'gradient' has no output 'grad.", w.name, "'"));
       accumulation.weight_of.emplace(gradient, &w);
     }
     for (const Weight& w : weights_) {
@@ -268,14 +273,12 @@ class Training {
     return true;
   }
 
-  // Writes value (times weight) into the accumulator, adding to what previous micro-batches left.
+  // Writes value (times weight) into the accumulator, added to what earlier micro-batches of the step left.
   void add_to(GraphBuilder& builder, const std::string& state, ValueId value, ValueId weight) {
     Type type = builder.graph().type(value);
     add_state(state, State::kAccumulator, type, builder.location);
-    if (accumulates()) {
-      if (weight != kNone) value = builder.multiply(value, weight);
-      value = builder.add(read(builder, state, type), value);
-    }
+    if (weight != kNone) value = builder.multiply(value, weight);
+    if (accumulates()) value = builder.add(read(builder, state, type), value);
     write(builder, state, value);
   }
 
@@ -300,19 +303,20 @@ class Training {
     {
       GraphBuilder builder(*graph);
       builder.scope = kScope;
-      ValueId loss = read(builder, "loss.sum", Type{DType::F32, {}});
+      std::vector<ValueId> gradients = step_gradients(builder);  // by sweep
+      std::vector<ValueId> sums = {read(builder, "loss.sum", Type{DType::F32, {}})};
+      if (options_.sees_part_of_step()) sums.push_back(read(builder, "loss.weight", Type{DType::F32, {}}));
+      sums.push_back(sum_of_squares(builder, gradients));
+      sum_over_ranks(builder, &sums);
+      ValueId loss = sums[0];
       ValueId inverse = kNone;  // 1 / the step's total weight
-      if (accumulates()) {
+      if (options_.sees_part_of_step()) {
         // All labels may be ignored: then every sum is 0, and so is the step.
-        ValueId total = builder.call(
-            "maximum", {read(builder, "loss.weight", Type{DType::F32, {}}), builder.constant(1.0)});
+        ValueId total = builder.call("maximum", {sums[1], builder.constant(1.0)});
         inverse = builder.call("div", {builder.constant(1.0), total}, {}, "inverse_weight");
         loss = builder.call("mul", {loss, inverse}, {}, "loss");
       }
-      std::vector<ValueId> gradients;  // by sweep
-      for (const std::vector<size_t>& sweep : sweeps())
-        gradients.push_back(read_flat(builder, sweep, "gradient."));
-      ValueId norm = gradient_norm(builder, gradients, inverse);
+      ValueId norm = gradient_norm(builder, sums.back(), inverse);
       ValueId scale = gradient_scale(builder, norm, inverse);
       ValueId step = next_step(builder);
       ValueId lr = learning_rate(builder, step);
@@ -326,8 +330,27 @@ class Training {
     if (accumulates()) clear_accumulators(graph);
   }
 
-  // sqrt of the sum over all weights, added in pairs, so that rounding does not grow with their number.
-  ValueId gradient_norm(GraphBuilder& builder, const std::vector<ValueId>& gradients, ValueId inverse) {
+  // Of the whole step, as far as this rank updates the weights, by sweep.
+  std::vector<ValueId> step_gradients(GraphBuilder& builder) {
+    std::vector<ValueId> values;
+    for (const Weight& weight : weights_) {
+      set_place(builder, weight);
+      values.push_back(read(builder, "gradient." + weight.name, weight.gradient_type));
+    }
+    set_place(builder);
+    if (const std::optional<Reduction> how = step_reduction(options_))
+      values = collective(builder, options_.mesh, how->op, how->group, values, "gradients");
+    std::vector<ValueId> gradients;
+    for (const std::vector<size_t>& sweep : sweeps()) {
+      std::vector<ValueId> parts;
+      for (size_t i : sweep) parts.push_back(values[i]);
+      gradients.push_back(flat(builder, parts));
+    }
+    return gradients;
+  }
+
+  // Over all weights of this rank, added in pairs, so that rounding does not grow with their number.
+  ValueId sum_of_squares(GraphBuilder& builder, const std::vector<ValueId>& gradients) {
     std::vector<ValueId> sums;
     for (ValueId gradient : gradients) sums.push_back(builder.build("sum_of_squares", {gradient})[0]);
     while (sums.size() > 1) {
@@ -336,7 +359,21 @@ class Training {
       if (sums.size() % 2 == 1) pairs.push_back(sums.back());
       sums = std::move(pairs);
     }
-    ValueId norm = builder.call("sqrt", {sums[0]}, {}, inverse == kNone ? "grad_norm" : "grad_norm.sum");
+    return sums[0];
+  }
+
+  // Loss, its weight and the squares of the gradient, which every rank has all of already if its weights are.
+  void sum_over_ranks(GraphBuilder& builder, std::vector<ValueId>* sums) {
+    if (!is_sharded(options_)) return;
+    const bool has_all = options_.sharding == ShardingMode::kDdp;
+    const ValueId squares = sums->back();
+    if (has_all) sums->pop_back();
+    *sums = collective(builder, options_.mesh, "all_reduce", MeshGroup::kWorld, *sums, "sums");
+    if (has_all) sums->push_back(squares);
+  }
+
+  ValueId gradient_norm(GraphBuilder& builder, ValueId squares, ValueId inverse) {
+    ValueId norm = builder.call("sqrt", {squares}, {}, inverse == kNone ? "grad_norm" : "grad_norm.sum");
     return inverse == kNone ? norm : builder.call("mul", {norm, inverse}, {}, "grad_norm");
   }
 
@@ -397,9 +434,7 @@ class Training {
                       const std::vector<ValueId>& scalars) {
     const OptimizerOptions& o = options_.optimizer;
     for (const char* moment : {"adamw.m.", "adamw.v."})
-      for (size_t i : sweep)
-        add_state(moment + weights_[i].name, State::kOptimizer, weights_[i].gradient_type,
-                  weights_[i].location);
+      for (size_t i : sweep) add_moment(moment, weights_[i].name);
     std::vector<ValueId> operands = {read_flat(builder, sweep, ""), gradient,
                                      read_flat(builder, sweep, "adamw.m."),
                                      read_flat(builder, sweep, "adamw.v.")};
@@ -411,7 +446,7 @@ class Training {
                       {{"beta1", o.beta1},
                        {"beta2", o.beta2},
                        {"eps", o.eps},
-                       {"weight_decay", decays(first) ? o.weight_decay : 0.0}},
+                       {"weight_decay", first.decays ? o.weight_decay : 0.0}},
                       sweep.size() == 1 ? to_value_name("new." + first.name) : "new.weights");
     write_flat(builder, sweep, "", results[0]);
     write_flat(builder, sweep, "adamw.m.", results[1]);
