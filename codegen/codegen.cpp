@@ -1,5 +1,7 @@
 // The last step of planning: walks the units of each graph in order and makes one launch of each.
+#include <algorithm>
 #include <map>
+#include <utility>
 
 #include "codegen/emitter.h"
 #include "codegen/group_lowering.h"
@@ -52,6 +54,8 @@ class PlanMaker {
           .hint("run the memory pass first");
     Uses uses(graph);
     check_strides(graph, uses);
+    running_.assign(graph.values.size(), kNone);
+    waits_.clear();
     GraphPlan graph_plan;
     graph_plan.name = graph.name;
     graph_plan.arena_bytes = *graph.arena_bytes;
@@ -66,6 +70,7 @@ class PlanMaker {
           {output.name, graph.type(output.value), slot(graph, output.value), std::nullopt});
     for (const Unit& unit : units_of(graph)) {
       try {
+        wait_for_operands(graph, unit);
         add_unit(graph, uses, unit, &graph_plan);
       } catch (Error& error) {
         const Node& node = graph.nodes[unit.back()];
@@ -150,7 +155,15 @@ class PlanMaker {
     step.node = unit.back();
     step.scope = node.scope;
     step.cost = launch_cost(graph, uses, unit);
-    if (op.matmul) {
+    if (op.collective) {
+      step.name = node.op;
+      step.collective = distinct(op.collective(graph, node), &plan_.collectives);
+      for (ValueId operand : node.operands) add_buffer(graph, operand, &step);
+      for (ValueId result : node.results) {
+        add_buffer(graph, result, &step);
+        running_[result] = static_cast<int32_t>(graph_plan->steps.size());
+      }
+    } else if (op.matmul) {
       step.name = node.op;
       step.matmul = distinct(op.matmul(graph, node), &plan_.matmuls);
       for (size_t i = 0; i < node.operands.size(); ++i)
@@ -165,6 +178,35 @@ class PlanMaker {
     } else {
       throw Error("the op '" + node.op + "' has no lowering");
     }
+    add_step(std::move(step), graph_plan);
+  }
+
+  // What the unit needs of collectives that are still running is waited for by the next step. What only shows
+  // a result, or a part of it, is as unfinished as the result.
+  void wait_for_operands(const Graph& graph, const Unit& unit) {
+    for (NodeId n : unit) {
+      const Node& node = graph.nodes[n];
+      const bool shows = op_of(node).computes_nothing() && node.operands.size() == 1;
+      for (ValueId operand : node.operands) {
+        if (operand == kNone || running_[operand] == kNone) continue;
+        if (!shows) wait_for(operand);
+        for (ValueId result : node.results)
+          if (shows) running_[result] = running_[operand];
+      }
+    }
+  }
+
+  void wait_for(ValueId value) {
+    const int32_t step = running_[value];
+    if (step != kNone && std::find(waits_.begin(), waits_.end(), step) == waits_.end())
+      waits_.push_back(step);
+  }
+
+  void add_step(Step step, GraphPlan* graph_plan) {
+    step.waits = std::exchange(waits_, {});
+    for (int32_t done : step.waits)
+      for (int32_t& running : running_)
+        if (running == done) running = kNone;
     graph_plan->steps.push_back(std::move(step));
   }
 
@@ -218,6 +260,7 @@ class PlanMaker {
       inside.slot.offset +=
           part.begin * whole.layout.strides[parts.axis] * size_of(graph.type(parts.whole).dtype);
       const Window own = window(graph, part.value);
+      if (!parts.gathers && !is_same(own, inside)) wait_for(parts.whole);
       add_copy(graph, node, graph.type(part.value), parts.gathers ? own : inside,
                parts.gathers ? inside : own, graph_plan);
     }
@@ -282,7 +325,7 @@ class PlanMaker {
     step.kernel = add_kernel(program);
     step.buffers = buffers;
     step.cost.bytes = static_cast<double>(byte_count(type)) * static_cast<double>(buffers.size());
-    graph_plan->steps.push_back(std::move(step));
+    add_step(std::move(step), graph_plan);
   }
 
   int32_t add_kernel(const KernelProgram& program) {
@@ -306,6 +349,10 @@ class PlanMaker {
   Plan plan_;
   std::map<std::string, int32_t> state_index_;
   std::map<std::string, int32_t> kernel_index_;  // by source and extents
+  // Of the graph that is walked: by value, the step of the collective that is still computing it, and the
+  // steps that the next one waits for.
+  std::vector<int32_t> running_;
+  std::vector<int32_t> waits_;
 };
 
 }  // namespace

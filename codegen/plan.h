@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "codegen/collective.h"
 #include "codegen/kernel.h"
 #include "graph/graph.h"
 #include "graph/op.h"
@@ -23,13 +24,18 @@ struct BufferSlot {
   bool operator==(const BufferSlot&) const = default;
 };
 
-// One launch: a generated kernel or a matrix product by the device's library.
+// One launch: a generated kernel, a matrix product by the device's library, or a collective, which starts
+// here and runs beside the steps that follow.
 struct Step {
   std::string name;     // of the kernel or op, for people
   NodeId node = kNone;  // the (last) node that it computes, in the module's graph
   std::string scope;
-  int32_t kernel = kNone;  // index into Plan::kernels
-  int32_t matmul = kNone;  // index into Plan::matmuls
+  int32_t kernel = kNone;      // index into Plan::kernels
+  int32_t matmul = kNone;      // index into Plan::matmuls
+  int32_t collective = kNone;  // index into Plan::collectives
+  // Steps of this graph, collectives, that must be done before this one runs. What is not waited for by any
+  // step is done at the end of the graph.
+  std::vector<int32_t> waits;
   std::vector<BufferSlot> buffers;
   Cost cost;
 
@@ -59,8 +65,9 @@ struct GraphPlan {
 struct Plan {
   Module module;  // as after the `memory` pass
   std::vector<State> states;
-  std::vector<Kernel> kernels;      // distinct
-  std::vector<MatmulCall> matmuls;  // distinct
+  std::vector<Kernel> kernels;              // distinct
+  std::vector<MatmulCall> matmuls;          // distinct
+  std::vector<CollectiveCall> collectives;  // distinct
   std::vector<GraphPlan> graphs;
 
   bool operator==(const Plan&) const = default;

@@ -62,6 +62,17 @@ proto::Plan to_proto(const Plan& plan) {
     to->set_bias(call.bias);
     to->set_accumulate(call.accumulate);
   }
+  for (const CollectiveCall& call : plan.collectives) {
+    proto::CollectiveCall* to = out.add_collectives();
+    to->set_kind(to_string(call.kind));
+    to->set_group(to_string(call.group));
+    to->set_ranks(call.ranks);
+    for (const CollectiveCall::Segment& segment : call.segments) {
+      proto::CollectiveCall::Segment* added = to->add_segments();
+      added->set_dtype(to_string(segment.dtype));
+      added->set_elements(segment.elements);
+    }
+  }
   for (const GraphPlan& graph : plan.graphs) {
     proto::GraphPlan* to = out.add_graphs();
     to->set_name(graph.name);
@@ -75,6 +86,8 @@ proto::Plan to_proto(const Plan& plan) {
       added->set_scope(step.scope);
       if (step.kernel != kNone) added->set_kernel(step.kernel);
       if (step.matmul != kNone) added->set_matmul(step.matmul);
+      if (step.collective != kNone) added->set_collective(step.collective);
+      for (int32_t wait : step.waits) added->add_waits(wait);
       for (const BufferSlot& slot : step.buffers) to_proto(plan, slot, added->add_buffers());
       added->set_flops(step.cost.flops);
       added->set_bytes(step.cost.bytes);
@@ -97,6 +110,14 @@ std::string spelled(const MatmulCall& call) {
                 call.bias ? ", bias" : "", call.accumulate ? ", added to C" : "");
 }
 
+std::string spelled(const CollectiveCall& call) {
+  std::string segments;
+  for (const CollectiveCall::Segment& segment : call.segments)
+    segments += concat(segments.empty() ? "" : ", ", segment.elements, " x ", to_string(segment.dtype));
+  return concat(to_string(call.kind), " over ", to_string(call.group), " (", call.ranks, " ranks) of ",
+                segments, ": each sends ", bytes_sent(call), " bytes");
+}
+
 }  // namespace
 
 std::string print_plan(const Plan& plan) {
@@ -114,10 +135,13 @@ std::string print_plan(const Plan& plan) {
       out << "#   " << i << ": ";
       if (step.kernel != kNone) out << "kernel " << step.kernel << " " << step.name;
       if (step.matmul != kNone) out << "matmul " << step.matmul;
+      if (step.collective != kNone) out << "collective " << step.collective << " " << step.name;
       out << " (";
       for (size_t b = 0; b < step.buffers.size(); ++b)
         out << (b == 0 ? "" : ", ") << spelled(plan, step.buffers[b]);
-      out << ")" << (step.scope.empty() ? "" : "  in " + step.scope) << "\n";
+      out << ")";
+      for (size_t w = 0; w < step.waits.size(); ++w) out << (w == 0 ? " after " : ", ") << step.waits[w];
+      out << (step.scope.empty() ? "" : "  in " + step.scope) << "\n";
     }
     for (const PlanPort& port : graph.outputs)
       out << "#   output " << port.name << ": " << to_string(port.type) << " at " << spelled(plan, port.slot)
@@ -126,6 +150,9 @@ std::string print_plan(const Plan& plan) {
   if (!plan.matmuls.empty()) out << "\n# matrix products\n";
   for (size_t i = 0; i < plan.matmuls.size(); ++i)
     out << "#   " << i << ": " << spelled(plan.matmuls[i]) << "\n";
+  if (!plan.collectives.empty()) out << "\n# collectives\n";
+  for (size_t i = 0; i < plan.collectives.size(); ++i)
+    out << "#   " << i << ": " << spelled(plan.collectives[i]) << "\n";
   for (size_t i = 0; i < plan.kernels.size(); ++i) {
     out << "\n# kernel " << i << "\n";
     std::istringstream source(plan.kernels[i].source);

@@ -1,11 +1,12 @@
-// One stream so far: the order of autodiff is kept, but what only moves data stands where it shortens
-// lifetimes: a `read` before its first use, a `write` right after its value is computed, so that a
-// gradient goes into its state while it is still in cache and its buffer is free again.
+// The order of autodiff is kept, but what only moves data stands where it shortens lifetimes: a `read` before
+// its first use, a `write` right after its value is computed, so that a gradient goes into its state while it
+// is still in cache and its buffer is free again. Collectives are on a stream of their own (overlap.h).
 #include "graph/passes/schedule.h"
 
 #include <algorithm>
 #include <map>
 
+#include "graph/passes/overlap.h"
 #include "graph/reorder.h"
 #include "graph/uses.h"
 
@@ -27,7 +28,7 @@ bool is_used_up(const Graph& graph, const Uses& uses, NodeId node, NodeId but,
 
 }  // namespace
 
-Module schedule(Module module, const PlanOptions&) {
+Module schedule(Module module, const PlanOptions& options) {
   for (Graph& graph : module.graphs) {
     Uses uses(graph);
     std::vector<bool> placed(graph.nodes.size(), false);
@@ -77,6 +78,11 @@ Module schedule(Module module, const PlanOptions&) {
       }
     // The writes that had to wait.
     for (size_t n = 0; n < graph.nodes.size(); ++n) place(static_cast<NodeId>(n));
+    if (std::any_of(graph.nodes.begin(), graph.nodes.end(), is_collective)) {
+      for (Node& node : graph.nodes)
+        if (is_collective(node)) node.stream = kCommunicationStream;
+      order = overlap_collectives(graph, order, options.prefetch);
+    }
     reorder(&graph, order);
   }
   return module;

@@ -19,10 +19,30 @@ Storages::Storages(const Graph& graph, const Uses& uses, const std::vector<Unit>
     : graph(graph), uses(uses), units(units), unit_of(graph.nodes.size()), places(graph.values.size()) {
   for (size_t u = 0; u < units.size(); ++u)
     for (NodeId n : units[u]) unit_of[n] = static_cast<int>(u);
+  find_ends();
   for (const Node& node : graph.nodes) place_results(node);
   // From the last on, so that what a concat gathers may itself be gathered.
   for (size_t n = graph.nodes.size(); n-- > 0;)
     if (op_of(graph.nodes[n]).moves_parts && parts_of(graph, graph.nodes[n]).gathers) gather(graph.nodes[n]);
+}
+
+void Storages::find_ends() {
+  done_at_ = unit_of;
+  // By value: the first unit that needs it, also through views.
+  std::vector<int> needed_at(graph.values.size(), static_cast<int>(units.size()));
+  for (size_t n = graph.nodes.size(); n-- > 0;) {
+    const Node& node = graph.nodes[n];
+    int first = unit_of[n];
+    if (op_of(node).computes_nothing()) {
+      first = static_cast<int>(units.size());
+      for (ValueId result : node.results) first = std::min(first, needed_at[result]);
+    }
+    for (ValueId operand : node.operands)
+      if (operand != kNone) needed_at[operand] = std::min(needed_at[operand], first);
+    if (node.stream == 0) continue;
+    done_at_[n] = static_cast<int>(units.size());
+    for (ValueId result : node.results) done_at_[n] = std::min(done_at_[n], needed_at[result]);
+  }
 }
 
 bool Storages::is_dense(ValueId value) const {
@@ -61,7 +81,7 @@ void Storages::share(ValueId value, const Place& place) {
   const bool is_output = uses.is_output[value];
   storage.is_shown = storage.is_shown || is_output || graph.producer(value).op == "input";
   storage.last = std::max(storage.last, is_output ? static_cast<int>(units.size()) : unit_of_value(value));
-  for (NodeId consumer : uses.consumers[value]) storage.last = std::max(storage.last, unit_of[consumer]);
+  for (NodeId consumer : uses.consumers[value]) storage.last = std::max(storage.last, last_look(consumer));
   places[value] = place;
 }
 
@@ -182,7 +202,7 @@ bool Storages::is_last_use(int unit, ValueId value) const {
     if (!overlap(places[value], value, places[other], other)) continue;
     if (unit_of_value(other) > unit) return false;
     for (NodeId consumer : uses.consumers[other])
-      if (unit_of[consumer] > unit) return false;
+      if (last_look(consumer) > unit) return false;
   }
   return true;
 }

@@ -48,6 +48,9 @@ class Storages {
   bool is_dense(ValueId value) const;
   // Dense, and all of its storage?
   bool fills(ValueId value) const;
+  // The unit until which a node looks at its operands: its own, but for a collective on a stream of its own
+  // that which waits for it.
+  int last_look(NodeId node) const { return done_at_[node]; }
   int unit_of_value(ValueId value) const { return unit_of[graph.values[value].producer]; }
 
   // The unit computes `result` element by element, looking at `operand` at the same elements only, so
@@ -62,6 +65,9 @@ class Storages {
   bool move_into(ValueId value, const Place& target);
 
  private:
+  std::vector<int> done_at_;  // by node
+
+  void find_ends();
   bool overlap(const Place& a, ValueId a_value, const Place& b, ValueId b_value) const;
   bool needs_storage(ValueId value) const;
   void add(ValueId value);
