@@ -3,6 +3,7 @@
 
 #include "codegen/plan.h"
 #include "codegen/plan.pb.h"
+#include "codegen/planned_traffic.h"
 #include "graph/serialize.h"
 
 namespace kumi {
@@ -147,6 +148,11 @@ std::string print_plan(const Plan& plan) {
       out << "#   output " << port.name << ": " << to_string(port.type) << " at " << spelled(plan, port.slot)
           << "\n";
   }
+  const std::vector<PlannedTraffic> traffic = total_traffic(planned_traffic(plan));
+  if (!traffic.empty()) out << "\n# what each rank sends in a run of each graph\n";
+  for (const PlannedTraffic& entry : traffic)
+    out << "#   " << entry.graph << ": " << entry.collectives << " x " << to_string(entry.kind) << " over "
+        << to_string(entry.group) << ", " << entry.bytes << " bytes\n";
   if (!plan.matmuls.empty()) out << "\n# matrix products\n";
   for (size_t i = 0; i < plan.matmuls.size(); ++i)
     out << "#   " << i << ": " << spelled(plan.matmuls[i]) << "\n";

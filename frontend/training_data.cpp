@@ -80,7 +80,7 @@ TrainingData open_training_data(const Recipe& recipe, const DataRequest& request
   TrainingData data;
   if (!recipe.batches.empty()) {
     auto batches =
-        std::make_unique<SafetensorsBatches>(recipe.batches, RankOfRanks{}, request.batch, request.vocab);
+        std::make_unique<SafetensorsBatches>(recipe.batches, request.part, request.batch, request.vocab);
     if (batches->seq() != request.seq)
       throw Error(concat("the sequences have ", batches->seq(), " tokens"))
           .at({recipe.batches})
@@ -107,6 +107,7 @@ TrainingData open_training_data(const Recipe& recipe, const DataRequest& request
   options.seq = request.seq;
   options.weights = recipe.weights;
   options.seed = recipe.data_seed;
+  options.part = request.part;
   data.batches = std::make_unique<Prefetcher>(std::make_unique<TextBatches>(std::move(files), options));
   return data;
 }

@@ -22,9 +22,10 @@ struct TrainingData {
 };
 
 struct DataRequest {
-  int64_t batch = 1;
+  int64_t batch = 1;  // sequences of this rank
   int64_t seq = 1;
-  int64_t vocab = 0;                // ids that the model takes: [0, vocab)
+  int64_t vocab = 0;  // ids that the model takes: [0, vocab)
+  RankOfRanks part = {};
   std::filesystem::path tokenizer;  // instead of the recipe's, when a run goes on; "": the recipe's
   std::function<void(const std::string&)> log;  // a line for people about work that takes time
 };

@@ -12,6 +12,8 @@
 #include "frontend/process_memory.h"
 #include "frontend/profile_report.h"
 #include "frontend/progress.h"
+#include "frontend/rank_agreement.h"
+#include "frontend/rank_statistics.h"
 #include "frontend/stop_signals.h"
 #include "frontend/training_data.h"
 #include "frontend/training_step.h"
@@ -29,35 +31,65 @@ namespace fs = std::filesystem;
 
 class TrainingRun {
  public:
-  TrainingRun(const Recipe& recipe, const TrainingRequest& request, std::ostream& out)
-      : recipe_(recipe), request_(request), out_(out) {}
+  TrainingRun(const Recipe& recipe, const TrainingRequest& request, const Rank& rank, std::ostream& out)
+      : recipe_(recipe), request_(request), rank_(rank), out_(out) {}
 
   int run() {
-    check_outputs();
+    if (rank_.is_main()) check_outputs();
     find_checkpoint();
-    planned_ = plan_training_step(recipe_);
+    planned_ = plan_training_step(recipe_, rank_.mesh());
     parameters_ = parameter_count(planned_.plan.module);
-    open_data();
-    std::unique_ptr<Device> device = open_device(recipe_.device);
+    if (rank_.communicator != nullptr) check_agreement(*rank_.communicator, recipe_, planned_.plan);
+    // The first rank of a machine fills the caches that the others then find full.
+    in_turns([&] { open_data(); });
+    std::unique_ptr<Device> device = open_device(recipe_.device, rank_.device);
     resident_before_ = resident_bytes();
-    Executor executor(std::move(planned_.plan), *device);
-    executor.set_profiling(!request_.profile_file.empty());
-    first_states(executor);
-    print_summary(executor, *device);
-    const int status = train_steps(executor);
-    if (!request_.profile_file.empty())
+    std::optional<Executor> executor;
+    in_turns([&] { executor.emplace(std::move(planned_.plan), *device, rank_.communicator); });
+    executor->set_profiling(!request_.profile_file.empty());
+    first_states(*executor);
+    print_summary(*executor, *device);
+    const int status = train_steps(*executor);
+    if (!request_.profile_file.empty() && rank_.is_main())
       write_file_atomically(request_.profile_file,
-                            kernel_times_json(executor.profile(), executor.compile_statistics()));
+                            kernel_times_json(executor->profile(), executor->compile_statistics()));
+    if (!request_.stats_file.empty()) {
+      const std::string stats = rank_statistics(*executor, rank_, recipe_.optimizer.accumulation);
+      if (rank_.is_main()) write_file_atomically(request_.stats_file, stats);
+    }
     return status;
   }
 
  private:
   fs::path checkpoints() const { return recipe_.output / "checkpoints"; }
-  void say(const std::string& line) { out_ << line << std::endl; }
+  void say(const std::string& line) {
+    if (rank_.is_main()) out_ << line << std::endl;
+  }
+
+  // First on one rank of each machine, then on the others.
+  template <typename Work>
+  void in_turns(Work work) {
+    const bool is_first = rank_.mesh().index(MeshGroup::kNode, rank_.number()) == 0;
+    if (is_first) work();
+    if (rank_.communicator == nullptr) return;
+    rank_.communicator->barrier();
+    if (!is_first) work();
+  }
+
+  // All ranks stop after the same step, whichever of them got a signal.
+  bool should_stop() const {
+    const bool own = StopSignals::requested();
+    if (rank_.communicator == nullptr) return own;
+    bool any = false;
+    for (const std::string& text : rank_.communicator->all_gather_text(own ? "stop" : ""))
+      any = any || !text.empty();
+    return any;
+  }
 
   void check_outputs() const {
     if (!request_.export_file.empty()) check_output_file(request_.export_file);
     if (!request_.profile_file.empty()) check_output_file(request_.profile_file);
+    if (!request_.stats_file.empty()) check_output_file(request_.stats_file);
     if (!recipe_.output.empty()) make_directories(recipe_.output);
     if (!recipe_.log.empty()) check_output_file(recipe_.log);
     if (request_.resume && recipe_.output.empty())
@@ -83,6 +115,7 @@ class TrainingRun {
     request.batch = planned_.batch;
     request.seq = planned_.seq;
     request.vocab = planned_.vocab;
+    request.part = {static_cast<int>(rank_.number()), static_cast<int>(rank_.mesh().ranks())};
     request.log = [&](const std::string& line) { say(line); };
     if (checkpoint_ && !checkpoint_->info.tokenizer_file.empty())
       request.tokenizer = checkpoint_->tokenizer();
@@ -105,6 +138,7 @@ class TrainingRun {
       restore_checkpoint(*checkpoint_, executor);
     else
       initialize_states(recipe_, executor);
+    make_replicas(executor);
   }
 
   void print_summary(const Executor& executor, const Device& device) {
@@ -119,6 +153,7 @@ class TrainingRun {
                   static_cast<long long>(compiled.cache_hits), compiled.seconds);
     say(concat("compiled  ", text));
     say(concat("memory    ", memory_line(report_memory(executor.plan().module))));
+    if (rank_.communicator != nullptr) say(concat("ranks     ", ranks_line(executor.plan())));
     say(concat("data      ", data_.description));
     if (data_.unigram_entropy)
       std::snprintf(text, sizeof text, "unigram entropy %.4f nats, ln(vocab) %.4f", *data_.unigram_entropy,
@@ -126,7 +161,7 @@ class TrainingRun {
     else
       std::snprintf(text, sizeof text, "ln(vocab) %.4f", std::log(static_cast<double>(planned_.vocab)));
     say(concat("baseline  ", text));
-    say(concat("step      ", planned_.batch, " x ", planned_.seq, " tokens",
+    say(concat("step      ", global_batch(), " x ", planned_.seq, " tokens",
                accumulation > 1 ? concat(" x ", accumulation, " micro-batches") : "", ", ", steps_,
                " steps"));
     if (checkpoint_)
@@ -140,14 +175,15 @@ class TrainingRun {
           concat("the optimizer has done ", done, " steps, the checkpoint says ", checkpoint_->info.step))
           .at({checkpoint_->path});
     std::optional<JsonLog> log;
-    if (!recipe_.log.empty())
+    if (!recipe_.log.empty() && rank_.is_main())
       log = request_.resume ? JsonLog::resume(recipe_.log, done) : JsonLog::create(recipe_.log);
     std::optional<TensorBoardWriter> board;
-    if (recipe_.tensorboard)
+    if (recipe_.tensorboard && rank_.is_main())
       board.emplace(recipe_.output / "tensorboard",
                     request_.resume ? std::optional<int64_t>(done) : std::nullopt);
 
-    Progress progress(out_, &out_ == &std::cout && isatty(STDOUT_FILENO) != 0, steps_, recipe_.log_every);
+    std::ostream nowhere(nullptr);
+    Progress progress(rank_.is_main() ? out_ : nowhere, is_terminal(), steps_, recipe_.log_every);
     TrainingHooks hooks;
     hooks.on_step = [&](const StepReport& report) {
       progress.step(report);
@@ -159,13 +195,14 @@ class TrainingRun {
         const fs::path saved = save(step, executor);
         if (step != steps_) progress.note("saved " + saved.string());
       };
-    hooks.should_stop = StopSignals::requested;
+    hooks.should_stop = [this] { return should_stop(); };
     TrainingOptions options;
     options.steps = steps_;
     options.accumulation = recipe_.optimizer.accumulation;
     options.checkpoint_every = recipe_.checkpoint_every;
 
-    StopSignals signals;
+    std::optional<StopSignals> signals;
+    if (rank_.owns_process) signals.emplace();
     TrainingEnd end = TrainingEnd::FINISHED;
     try {
       end = train(executor, *data_.batches, options, hooks);
@@ -175,6 +212,19 @@ class TrainingRun {
     }
     progress.finish();
     return end == TrainingEnd::STOPPED ? stopped(executor) : finished(executor);
+  }
+
+  bool is_terminal() const { return rank_.is_main() && &out_ == &std::cout && isatty(STDOUT_FILENO) != 0; }
+  int64_t global_batch() const { return planned_.batch * rank_.mesh().ranks(); }
+
+  // "8 on 2 nodes, zero3_local, weights nf4"
+  std::string ranks_line(const Plan& plan) const {
+    const Mesh mesh = plan.module.mesh;
+    std::string line = concat(mesh.ranks(), " on ", mesh.nodes, mesh.nodes == 1 ? " node, " : " nodes, ",
+                              to_string(recipe_.sharding));
+    if (recipe_.quantized_weights != "none") line += ", weights in " + recipe_.quantized_weights;
+    if (recipe_.quantized_gradients != "none") line += ", gradients in " + recipe_.quantized_gradients;
+    return line;
   }
 
   int stopped(const Executor& executor) {
@@ -222,7 +272,7 @@ class TrainingRun {
     info.step = step;
     info.position = data_.batches->position();
     info.seed = recipe_.seed;
-    info.batch = planned_.batch;
+    info.batch = global_batch();
     info.seq = planned_.seq;
     info.recipe = recipe_.text;
     info.model_file = "model" + recipe_.model.extension().string();
@@ -237,6 +287,7 @@ class TrainingRun {
 
   const Recipe& recipe_;
   const TrainingRequest& request_;
+  const Rank& rank_;
   std::ostream& out_;
   std::optional<Checkpoint> checkpoint_;
   TrainingStep planned_;
@@ -248,8 +299,8 @@ class TrainingRun {
 
 }  // namespace
 
-int run_training(const Recipe& recipe, const TrainingRequest& request, std::ostream& out) {
-  return TrainingRun(recipe, request, out).run();
+int run_training(const Recipe& recipe, const TrainingRequest& request, const Rank& rank, std::ostream& out) {
+  return TrainingRun(recipe, request, rank, out).run();
 }
 
 }  // namespace kumi

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "frontend/ranks.h"
 #include "frontend/recipe.h"
 
 namespace kumi {
@@ -18,11 +19,13 @@ struct TrainingRequest {
   bool resume = false;
   std::filesystem::path export_file;   // "": none
   std::filesystem::path profile_file;  // "": none
+  std::filesystem::path stats_file;    // "": none; memory and traffic of every rank
   std::string command;                 // as the user can repeat it, without --resume
 };
 
-// Runs it, with messages for people on `out`. Returns the exit status: kExitInterrupted if SIGINT or
-// SIGTERM came (a checkpoint was saved, if the recipe has an output), else kExitSuccess.
-int run_training(const Recipe& recipe, const TrainingRequest& request, std::ostream& out);
+// Runs a rank's part of it, with messages for people on `out` from rank 0. Returns the exit status:
+// kExitInterrupted if SIGINT or SIGTERM came to any rank (a checkpoint was saved, if the recipe has an
+// output), else kExitSuccess.
+int run_training(const Recipe& recipe, const TrainingRequest& request, const Rank& rank, std::ostream& out);
 
 }  // namespace kumi

@@ -1,7 +1,10 @@
 #include "frontend/training_step.h"
 
+#include <algorithm>
+
 #include "frontend/model_file.h"
 #include "frontend/training_data.h"
+#include "graph/tensor_pieces.h"
 #include "runtime/checkpoint.h"
 #include "runtime/initialize.h"
 
@@ -34,7 +37,12 @@ const PlanPort& token_port(const Plan& plan) {
 }  // namespace
 
 PlanOptions training_options(const Recipe& recipe) {
+  return training_options(recipe, {recipe.nodes.value_or(1), recipe.local.value_or(1)});
+}
+
+PlanOptions training_options(const Recipe& recipe, const Mesh& mesh) {
   PlanOptions options = planning_options(recipe);
+  options.mesh = mesh;
   options.goal = Goal::kTrain;
   if (!recipe.batches.empty()) {
     const std::vector<int64_t> shape = batches_shape(recipe.batches);
@@ -56,8 +64,13 @@ PlanOptions training_options(const Recipe& recipe) {
 }
 
 TrainingStep plan_training_step(const Recipe& recipe) {
+  return plan_training_step(recipe, {recipe.nodes.value_or(1), recipe.local.value_or(1)});
+}
+
+TrainingStep plan_training_step(const Recipe& recipe, const Mesh& mesh) {
   TrainingStep step;
-  step.plan = make_plan(run_pipeline(load_model(recipe.model, recipe.settings), training_options(recipe)));
+  step.plan =
+      make_plan(run_pipeline(load_model(recipe.model, recipe.settings), training_options(recipe, mesh)));
   const PlanPort& tokens = token_port(step.plan);
   const std::vector<int64_t> shape = numbers(tokens.type.shape);
   step.batch = shape[0];
@@ -67,10 +80,24 @@ TrainingStep plan_training_step(const Recipe& recipe) {
 }
 
 void initialize_states(const Recipe& recipe, Executor& executor) {
+  constexpr int64_t kElements = int64_t{1} << 21;  // at a time
   for (const State& state : executor.plan().states) {
-    if (state.initializer.kind == Initializer::kZeros) continue;
     if (state.kind == State::kWeight && !recipe.init_from.empty()) continue;
-    executor.write_state(state.name, initial_value(state, recipe.seed).data());
+    if (state.tensors.empty()) {
+      if (state.initializer.kind != Initializer::kZeros)
+        executor.write_state(state.name, initial_value(state, recipe.seed).data());
+      continue;
+    }
+    for (const TensorPiece& piece : tensor_pieces(state, executor.plan().module.mesh, executor.rank()))
+      for (int64_t at = 0; at < piece.count && piece.initializer.kind != Initializer::kZeros;
+           at += kElements) {
+        const std::vector<float> values =
+            initial_values(piece.initializer, piece.tensor, recipe.seed, piece.tensor_begin + at,
+                           std::min(kElements, piece.count - at));
+        const auto size = static_cast<int64_t>(sizeof(float));
+        executor.write_state(state.name, values.data(), (piece.state_begin + at) * size,
+                             static_cast<int64_t>(values.size()) * size);
+      }
   }
   if (!recipe.init_from.empty()) load_states(SafetensorsFile(recipe.init_from), State::kWeight, executor);
 }

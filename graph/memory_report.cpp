@@ -169,6 +169,7 @@ MemoryReport report_memory(const Module& planned) {
   for (const State& state : planned.states) {
     int64_t& kind = state.kind == State::kWeight      ? report.weights
                     : state.kind == State::kOptimizer ? report.optimizer
+                    : state.kind == State::kReplica   ? report.replicas
                                                       : report.accumulators;
     kind += byte_count(state.type);
   }
@@ -202,6 +203,7 @@ std::string to_string(const MemoryReport& report, const MemoryReport* without) {
       concat("memory      ", bytes_text(memory.total()), " planned: ", bytes_text(memory.states), " states, ",
              bytes_text(memory.activations), " activations\n");
   text += concat("            states: ", bytes_text(report.weights), " weights");
+  if (report.replicas > 0) text += concat(", ", bytes_text(report.replicas), " replicas of weights");
   if (report.optimizer > 0) text += concat(", ", bytes_text(report.optimizer), " optimizer");
   if (report.accumulators > 0) text += concat(", ", bytes_text(report.accumulators), " gradients");
   text += "\n";

@@ -24,6 +24,7 @@ struct MemoryReport {
   int64_t weights = 0;   // bytes of the states by kind; memory.states has gaps of alignment between some
   int64_t optimizer = 0;
   int64_t accumulators = 0;
+  int64_t replicas = 0;
   int64_t lower_bound = 0;           // of the activations: the largest sum of buffers alive at once
   std::string graph;                 // the one that needs the whole arena
   std::string peak_at;               // the value whose computation needs most

@@ -4,9 +4,12 @@
 
 #include <algorithm>
 #include <charconv>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
 
+#include "graph/tensor_pieces.h"
 #include "runtime/atomic_file.h"
 
 namespace kumi {
@@ -125,8 +128,8 @@ void check_hashes(const fs::path& path, const nlohmann::json& hashes) {
 
 std::vector<TensorSpec> specs_of(State::Kind kind, const Executor& executor) {
   std::vector<TensorSpec> specs;
-  for (const State& state : executor.plan().states)
-    if (state.kind == kind) specs.push_back({state.name, state.type.dtype, numbers(state.type.shape)});
+  for (const TensorOfState& tensor : tensors_of(executor.plan().states, kind))
+    specs.push_back({tensor.name, tensor.dtype, tensor.shape});
   return specs;
 }
 
@@ -138,15 +141,15 @@ std::string listed(const std::vector<std::string>& names) {
   return text;
 }
 
-void check_names(const SafetensorsFile& file, State::Kind kind, const Executor& executor) {
+void check_names(const SafetensorsFile& file, State::Kind kind, const std::vector<TensorSpec>& specs) {
   std::vector<std::string> missing, extra, known;
-  for (const State& state : executor.plan().states) {
-    if (state.kind != kind) continue;
-    known.push_back(state.name);
-    if (file.find(state.name) == nullptr) missing.push_back(state.name);
+  for (const TensorSpec& spec : specs) {
+    known.push_back(spec.name);
+    if (file.find(spec.name) == nullptr) missing.push_back(spec.name);
   }
+  const std::set<std::string> wanted(known.begin(), known.end());
   for (const std::string& name : file.names())
-    if (!executor.has_state(name) || executor.state(name).kind != kind) extra.push_back(name);
+    if (wanted.count(name) == 0) extra.push_back(name);
   if (!missing.empty()) {
     Error error(concat(missing.size() == 1 ? "the tensor " : "tensors ", listed(missing),
                        missing.size() == 1 ? " is missing" : " are missing"));
@@ -161,17 +164,16 @@ void check_names(const SafetensorsFile& file, State::Kind kind, const Executor& 
         .at({file.path()});
 }
 
-// Of all states of the kind, so that one run shows every tensor that does not fit.
-void check_shapes(const SafetensorsFile& file, State::Kind kind, const Executor& executor) {
+// Of all tensors, so that one run shows every one that does not fit.
+void check_shapes(const SafetensorsFile& file, const std::vector<TensorSpec>& specs) {
   constexpr size_t kMost = 5;
   std::optional<Error> first;
   size_t wrong = 0;
-  for (const State& state : executor.plan().states) {
-    if (state.kind != kind) continue;
-    const TensorView& tensor = file.tensor(state.name);
-    if (tensor.shape == numbers(state.type.shape) || ++wrong > kMost) continue;
-    Error error(concat("the tensor ", state.name, " has shape ", to_string(tensor.shape)));
-    error.expected(concat(display(state.type.shape), ", its shape in the model")).at({file.path()});
+  for (const TensorSpec& spec : specs) {
+    const TensorView& tensor = file.tensor(spec.name);
+    if (tensor.shape == spec.shape || ++wrong > kMost) continue;
+    Error error(concat("the tensor ", spec.name, " has shape ", to_string(tensor.shape)));
+    error.expected(concat(to_string(spec.shape), ", its shape in the model")).at({file.path()});
     if (first)
       first->also(std::move(error));
     else
@@ -182,16 +184,37 @@ void check_shapes(const SafetensorsFile& file, State::Kind kind, const Executor&
   if (first) throw *first;
 }
 
+// What this rank holds of the state.
 void load_state(const SafetensorsFile& file, const State& state, Executor& executor) {
-  const TensorView& tensor = file.tensor(state.name);
-  if (tensor.dtype == state.type.dtype) {
-    executor.write_state(state.name, tensor.data);
-  } else if (state.type.dtype == DType::F32 && is_floating(tensor.dtype)) {
-    executor.write_state(state.name, as_f32(tensor.dtype, tensor.data, tensor.element_count()).data());
-  } else {
-    throw Error(concat("the tensor ", state.name, " has elements of type ", to_string(tensor.dtype)))
-        .expected(concat(to_string(state.type.dtype), ", as in the model"))
-        .at({file.path()});
+  const int64_t size = size_of(state.type.dtype);
+  for (const TensorPiece& piece : tensor_pieces(state, executor.plan().module.mesh, executor.rank())) {
+    const TensorView& tensor = file.tensor(piece.tensor);
+    const std::byte* data = tensor.data + piece.tensor_begin * size_of(tensor.dtype);
+    const auto write = [&](const void* values) {
+      executor.write_state(state.name, values, piece.state_begin * size, piece.count * size);
+    };
+    if (tensor.dtype == state.type.dtype) {
+      write(data);
+    } else if (state.type.dtype == DType::F32 && is_floating(tensor.dtype)) {
+      write(as_f32(tensor.dtype, data, piece.count).data());
+    } else {
+      throw Error(concat("the tensor ", piece.tensor, " has elements of type ", to_string(tensor.dtype)))
+          .expected(concat(to_string(state.type.dtype), ", as in the model"))
+          .at({file.path()});
+    }
+  }
+}
+
+// What a rank's storage of a state holds from byte `at` on.
+void write_chunk(const State& state, const Mesh& mesh, int64_t rank, int64_t at, const std::string& chunk,
+                 SafetensorsWriter* writer) {
+  const int64_t size = size_of(state.type.dtype), end = at + static_cast<int64_t>(chunk.size());
+  for (const TensorPiece& piece : tensor_pieces(state, mesh, rank)) {
+    const int64_t first = std::max(at, piece.state_begin * size);
+    const int64_t last = std::min(end, (piece.state_begin + piece.count) * size);
+    if (first < last)
+      writer->write(piece.tensor, chunk.data() + (first - at), static_cast<size_t>(last - first),
+                    static_cast<size_t>(piece.tensor_begin * size + first - piece.state_begin * size));
   }
 }
 
@@ -293,22 +316,32 @@ void restore_checkpoint(const Checkpoint& checkpoint, Executor& executor) {
 }
 
 void load_states(const SafetensorsFile& file, State::Kind kind, Executor& executor) {
-  check_names(file, kind, executor);
-  check_shapes(file, kind, executor);
+  const std::vector<TensorSpec> specs = specs_of(kind, executor);
+  check_names(file, kind, specs);
+  check_shapes(file, specs);
   for (const State& state : executor.plan().states)
     if (state.kind == kind) load_state(file, state, executor);
 }
 
 void export_states(const fs::path& path, State::Kind kind, const Executor& executor) {
-  const std::vector<TensorSpec> specs = specs_of(kind, executor);
-  SafetensorsWriter writer(path, specs, {{"format", "pt"}});
-  std::vector<std::byte> data;
-  for (const TensorSpec& spec : specs) {
-    data.resize(static_cast<size_t>(byte_count(executor.state(spec.name).type)));
-    executor.read_state(spec.name, data.data());
-    writer.write(spec.name, data.data(), data.size());
+  constexpr int64_t kChunk = int64_t{1} << 20;  // bytes of a rank at a time
+  std::optional<SafetensorsWriter> writer;
+  if (executor.rank() == 0)
+    writer.emplace(path, specs_of(kind, executor), std::map<std::string, std::string>{{"format", "pt"}});
+  const Mesh& mesh = executor.plan().module.mesh;
+  for (const State& state : executor.plan().states) {
+    if (state.kind != kind) continue;
+    const int64_t bytes = byte_count(state.type);
+    for (int64_t at = 0; at < bytes; at += kChunk) {
+      std::string own(static_cast<size_t>(std::min(kChunk, bytes - at)), '\0');
+      executor.read_state(state.name, own.data(), at, static_cast<int64_t>(own.size()));
+      std::vector<std::string> chunks = {std::move(own)};
+      if (!is_replicated(state)) chunks = executor.communicator()->gather_text(chunks[0]);
+      for (size_t rank = 0; writer && rank < chunks.size(); ++rank)
+        write_chunk(state, mesh, static_cast<int64_t>(rank), at, chunks[rank], &*writer);
+    }
   }
-  writer.commit();
+  if (writer) writer->commit();
 }
 
 }  // namespace kumi

@@ -48,9 +48,14 @@ class Device {
   virtual std::unique_ptr<Callable> matmul(const MatmulCall& call) = 0;
 };
 
+struct DeviceOptions {
+  // Of the ranks on one machine each gets an equal part of it; 1: all of it.
+  int sharers = 1;
+};
+
 // Opens a device by name ("cpu"). Throws Error saying which plugin is missing and why.
 // The plugin is libkumi_<name>.so beside the executable (or in KUMI_PLUGIN_PATH); it exports
-//   extern "C" kumi::Device* kumi_open_device();
-std::unique_ptr<Device> open_device(const std::string& name);
+//   extern "C" kumi::Device* kumi_open_device(const kumi::DeviceOptions&);
+std::unique_ptr<Device> open_device(const std::string& name, const DeviceOptions& options = {});
 
 }  // namespace kumi

@@ -69,11 +69,18 @@ std::vector<std::string> names_of(const std::vector<PlanPort>& ports) {
 
 }  // namespace
 
-Executor::Executor(Plan plan, Device& device)
+Executor::Executor(Plan plan, Device& device, Communicator* communicator)
     : plan_(std::move(plan)),
       device_(device),
+      communicator_(communicator),
       arena_(nullptr, DeviceFree{&device}),
       states_(nullptr, DeviceFree{&device}) {
+  const Mesh& mesh = plan_.module.mesh;
+  const Mesh present = communicator == nullptr ? Mesh() : communicator->mesh();
+  if (mesh != Mesh() && mesh != present)
+    throw Error(concat("the plan is for a mesh of ", mesh.nodes, " x ", mesh.local, " ranks, and runs on ",
+                       present.nodes, " x ", present.local))
+        .hint("plan for the mesh that runs it");
   allocate();
   compile();
 }
@@ -102,12 +109,30 @@ void Executor::compile() {
   for (const MatmulCall& call : plan_.matmuls) matmuls_.push_back(device_.matmul(call));
   for (const GraphPlan& graph : plan_.graphs) {
     std::vector<Launch>& launches = launches_.emplace_back();
+    std::vector<bool> is_waited_for(graph.steps.size(), false);
     for (const Step& step : graph.steps) {
       Launch& launch = launches.emplace_back();
-      launch.callable = step.kernel != kNone ? kernels_[step.kernel].get() : matmuls_[step.matmul].get();
+      if (step.kernel != kNone) launch.callable = kernels_[step.kernel].get();
+      if (step.matmul != kNone) launch.callable = matmuls_[step.matmul].get();
+      if (step.collective != kNone) launch.collective = collectives_.emplace_back(prepare(graph, step)).get();
       for (const BufferSlot& slot : step.buffers) launch.buffers.push_back(address(slot));
+      for (int32_t wait : step.waits) {
+        launch.waits.push_back(static_cast<size_t>(wait));
+        is_waited_for[static_cast<size_t>(wait)] = true;
+      }
     }
+    std::vector<size_t>& last = last_waits_.emplace_back();
+    for (size_t i = 0; i < launches.size(); ++i)
+      if (launches[i].collective != nullptr && !is_waited_for[i]) last.push_back(i);
   }
+}
+
+std::unique_ptr<Collective> Executor::prepare(const GraphPlan& graph, const Step& step) const {
+  const CollectiveCall& call = plan_.collectives[step.collective];
+  if (communicator_ == nullptr)
+    throw Error(concat("the plan has a collective, ", step.name, ", and runs alone"));
+  return communicator_->prepare(call, concat(step.name, step.scope.empty() ? "" : " of " + step.scope,
+                                             " (node ", step.node, " of graph ", graph.name, ")"));
 }
 
 void* Executor::address(const BufferSlot& slot) const {
@@ -122,6 +147,11 @@ size_t Executor::graph_index(std::string_view name) const {
     names.push_back(plan_.graphs[i].name);
   }
   throw Error(concat("the plan has no graph '", name, "'")).expected("one of " + joined(names, "none"));
+}
+
+bool Executor::has_graph(std::string_view name) const {
+  return std::any_of(plan_.graphs.begin(), plan_.graphs.end(),
+                     [&](const GraphPlan& graph) { return graph.name == name; });
 }
 
 const GraphPlan& Executor::graph(std::string_view name) const {
@@ -157,23 +187,50 @@ void Executor::run(std::string_view name, std::span<const Feed> feeds) {
   if (profiling_)
     run_timed(index);
   else
-    for (Launch& launch : launches_[index]) launch.callable->run(launch.buffers.data());
+    run_graph(index);
+}
+
+void Executor::run_graph(size_t graph) {
+  std::vector<Launch>& launches = launches_[graph];
+  for (Launch& launch : launches) {
+    for (size_t wait : launch.waits) launches[wait].collective->wait();
+    if (launch.collective != nullptr)
+      launch.collective->start(launch.buffers.data());
+    else
+      launch.callable->run(launch.buffers.data());
+  }
+  for (size_t wait : last_waits_[graph]) launches[wait].collective->wait();
 }
 
 void Executor::run_timed(size_t graph) {
-  size_t number = 0;
-  for (size_t g = 0; g < graph; ++g) number += launches_[g].size();
+  size_t first = 0;
+  for (size_t g = 0; g < graph; ++g) first += launches_[g].size();
+  std::vector<Launch>& launches = launches_[graph];
   LaunchSpan span;
   span.begin = steady_nanoseconds();
-  for (Launch& launch : launches_[graph]) {
-    launch.callable->run(launch.buffers.data());
+  const auto count = [&](size_t launch) {
     span.end = steady_nanoseconds();
-    span.launch = number++;
-    launch.seconds += span.seconds();
-    ++launch.runs;
+    span.launch = first + launch;
+    launches[launch].seconds += span.seconds();
     if (timeline_ != nullptr && timeline_->size() < timeline_->capacity()) timeline_->push_back(span);
     span.begin = span.end;
+  };
+  const auto wait = [&](size_t launch) {
+    launches[launch].collective->wait();
+    count(launch);
+  };
+  for (size_t i = 0; i < launches.size(); ++i) {
+    Launch& launch = launches[i];
+    for (size_t other : launch.waits) wait(other);
+    ++launch.runs;
+    if (launch.collective != nullptr) {
+      launch.collective->start(launch.buffers.data());
+    } else {
+      launch.callable->run(launch.buffers.data());
+      count(i);
+    }
   }
+  for (size_t other : last_waits_[graph]) wait(other);
 }
 
 const PlanPort& Executor::output_port(std::string_view name) const {
@@ -224,15 +281,28 @@ const State& Executor::state(const std::string& name) const {
   return plan_.states[state_index(name)];
 }
 
+BufferSlot Executor::state_range(const std::string& name, int64_t offset, int64_t bytes) const {
+  const size_t index = state_index(name);
+  const int64_t all = byte_count(plan_.states[index].type);
+  if (offset < 0 || bytes < 0 || offset > all || bytes > all - offset)
+    throw Error(concat("bytes ", offset, " + ", bytes, " of the state ", quoted(name), ", which has ", all));
+  return {static_cast<int32_t>(index), offset};
+}
+
 void Executor::read_state(const std::string& name, void* host) const {
-  const auto index = static_cast<int32_t>(state_index(name));
-  device_.copy_to_host(host, address({index, 0}), static_cast<size_t>(byte_count(plan_.states[index].type)));
+  read_state(name, host, 0, byte_count(state(name).type));
 }
 
 void Executor::write_state(const std::string& name, const void* host) {
-  const auto index = static_cast<int32_t>(state_index(name));
-  device_.copy_from_host(address({index, 0}), host,
-                         static_cast<size_t>(byte_count(plan_.states[index].type)));
+  write_state(name, host, 0, byte_count(state(name).type));
+}
+
+void Executor::read_state(const std::string& name, void* host, int64_t offset, int64_t bytes) const {
+  device_.copy_to_host(host, address(state_range(name, offset, bytes)), static_cast<size_t>(bytes));
+}
+
+void Executor::write_state(const std::string& name, const void* host, int64_t offset, int64_t bytes) {
+  device_.copy_from_host(address(state_range(name, offset, bytes)), host, static_cast<size_t>(bytes));
 }
 
 std::vector<StepTime> Executor::profile() const {

@@ -15,12 +15,14 @@
 #include <vector>
 
 #include "codegen/plan.h"
+#include "runtime/communicator.h"
 #include "runtime/device.h"
 #include "runtime/host_tensor.h"
 
 namespace kumi {
 
-// Where the time of a launch went, summed over runs (Executor::set_profiling).
+// Where the time of a launch went, summed over runs (Executor::set_profiling). The time of a collective is
+// what was spent waiting for it; what ran beside the device's work is not in it.
 struct StepTime {
   std::string graph;
   std::string name;  // of the kernel or op
@@ -41,9 +43,10 @@ struct LaunchSpan {
 
 class Executor {
  public:
-  // Compiles and allocates; states start as zeros. `device` must outlive the executor. Throws Error
-  // if a kernel does not compile or memory does not suffice.
-  Executor(Plan plan, Device& device);
+  // Compiles and allocates; states start as zeros. Device and communicator must outlive the executor; a plan
+  // for several ranks needs a communicator of its mesh. Throws Error if a kernel does not compile, memory
+  // does not suffice or the meshes differ.
+  Executor(Plan plan, Device& device, Communicator* communicator = nullptr);
 
   // Runs one graph. `feeds` gives every input of the graph, in any order, and no others. Throws Error
   // naming the input, with both types, or the place of the value that is out of range; then nothing
@@ -60,11 +63,18 @@ class Executor {
   // The states' storage, whole: byte_count(type) bytes. Throw Error if there is no such state.
   void read_state(const std::string& name, void* host) const;
   void write_state(const std::string& name, const void* host);
+  // `bytes` bytes of it, beginning `offset` bytes into it. Throw Error for a range beyond it.
+  void read_state(const std::string& name, void* host, int64_t offset, int64_t bytes) const;
+  void write_state(const std::string& name, const void* host, int64_t offset, int64_t bytes);
   const State& state(const std::string& name) const;
   bool has_state(const std::string& name) const { return state_index_.count(name) != 0; }
 
   const Plan& plan() const { return plan_; }
   const GraphPlan& graph(std::string_view name) const;
+  bool has_graph(std::string_view name) const;
+  // Of the mesh that runs the plan together; 0 where there is one.
+  int64_t rank() const { return communicator_ == nullptr ? 0 : communicator_->rank(); }
+  Communicator* communicator() const { return communicator_; }
   const CompileStatistics& compile_statistics() const { return statistics_; }
   int64_t arena_bytes() const { return arena_bytes_; }
   int64_t state_bytes() const { return state_bytes_; }
@@ -81,6 +91,8 @@ class Executor {
  private:
   struct Launch {
     Callable* callable = nullptr;
+    Collective* collective = nullptr;
+    std::vector<size_t> waits;  // launches of the graph
     std::vector<void*> buffers;
     int64_t runs = 0;
     double seconds = 0;
@@ -97,11 +109,15 @@ class Executor {
   size_t graph_index(std::string_view name) const;
   const PlanPort& output_port(std::string_view name) const;
   size_t state_index(const std::string& name) const;
+  BufferSlot state_range(const std::string& name, int64_t offset, int64_t bytes) const;
   void copy_inputs(const GraphPlan& graph, std::span<const Feed> feeds);
+  void run_graph(size_t graph);
   void run_timed(size_t graph);
+  std::unique_ptr<Collective> prepare(const GraphPlan& graph, const Step& step) const;
 
   Plan plan_;
   Device& device_;
+  Communicator* communicator_;
   DeviceMemory arena_;
   DeviceMemory states_;
   std::unordered_map<std::string, size_t> state_index_;
@@ -109,7 +125,9 @@ class Executor {
   int64_t state_bytes_ = 0;
   std::vector<std::unique_ptr<Callable>> kernels_;
   std::vector<std::unique_ptr<Callable>> matmuls_;
-  std::vector<std::vector<Launch>> launches_;  // by graph
+  std::vector<std::unique_ptr<Collective>> collectives_;  // by step, since several of one kind may be running
+  std::vector<std::vector<Launch>> launches_;             // by graph
+  std::vector<std::vector<size_t>> last_waits_;           // by graph: launches that nothing in it waits for
   CompileStatistics statistics_;
   const GraphPlan* last_run_ = nullptr;
   bool profiling_ = false;

@@ -116,6 +116,17 @@ uint64_t random_key(uint64_t seed, const std::string& name) {
   return XXH3_64bits_withSeed(name.data(), name.size(), seed);
 }
 
+std::vector<float> initial_values(const Initializer& initializer, const std::string& name, uint64_t seed,
+                                  int64_t begin, int64_t count) {
+  const int64_t before = begin % 2;  // the other one of a pair
+  std::vector<float> values(static_cast<size_t>(count + before));
+  if (!values.empty())
+    fill_range(initializer, random_key(seed, name), begin - before, begin + count,
+               values.data() - (begin - before));
+  values.erase(values.begin(), values.begin() + before);
+  return values;
+}
+
 std::vector<std::byte> initial_value(const State& state, uint64_t seed) {
   const Initializer& initializer = state.initializer;
   std::vector<std::byte> bytes(static_cast<size_t>(byte_count(state.type)));

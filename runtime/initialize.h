@@ -28,4 +28,8 @@ uint64_t random_key(uint64_t seed, const std::string& name);
 // initializer that the state's element type cannot hold (a normal distribution of integers).
 std::vector<std::byte> initial_value(const State& state, uint64_t seed);
 
+// The same numbers for the elements [begin, begin + count) of an f32 tensor, however it is cut.
+std::vector<float> initial_values(const Initializer& initializer, const std::string& name, uint64_t seed,
+                                  int64_t begin, int64_t count);
+
 }  // namespace kumi

@@ -32,7 +32,8 @@ class Loop {
     report.loss = executor_.scalar_output("loss");
     report.grad_norm = executor_.scalar_output("grad_norm");
     report.learning_rate = executor_.scalar_output("lr");
-    report.tokens = static_cast<int64_t>(tokens_.size()) * options_.accumulation;
+    report.tokens = static_cast<int64_t>(tokens_.size()) * options_.accumulation * ranks();
+    make_replicas(executor_);
     report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     if (!std::isfinite(report.loss) || !std::isfinite(report.grad_norm))
       throw Error(concat("step ", number, ": the ", std::isfinite(report.loss) ? "gradient norm" : "loss",
@@ -44,6 +45,8 @@ class Loop {
   }
 
  private:
+  int64_t ranks() const { return executor_.plan().module.mesh.ranks(); }
+
   Executor& executor_;
   BatchSource& batches_;
   const TrainingOptions& options_;
@@ -53,6 +56,10 @@ class Loop {
 };
 
 }  // namespace
+
+void make_replicas(Executor& executor) {
+  if (executor.has_graph("replicate")) executor.run("replicate", {});
+}
 
 int64_t steps_done(const Executor& executor) {
   int32_t step = 0;

@@ -18,7 +18,7 @@ struct StepReport {
   double loss = 0;       // mean over the labels of the step
   double grad_norm = 0;  // before clipping
   double learning_rate = 0;
-  int64_t tokens = 0;  // of the step, all micro-batches
+  int64_t tokens = 0;  // of the step, all micro-batches and ranks
   double seconds = 0;  // of the step
 };
 
@@ -41,6 +41,10 @@ enum class TrainingEnd { FINISHED, STOPPED };
 // nothing has been saved since the last good checkpoint.
 TrainingEnd train(Executor& executor, BatchSource& batches, const TrainingOptions& options,
                   const TrainingHooks& hooks);
+
+// Makes what the model reads of its trained weights (the graph "replicate"), if that is something else: after
+// weights have been given to the executor, and after every update.
+void make_replicas(Executor& executor);
 
 // The executor's count of steps done (the state "step").
 int64_t steps_done(const Executor& executor);

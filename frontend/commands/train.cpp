@@ -15,7 +15,8 @@ namespace {
 
 struct TrainOptions {
   RecipeArgument recipe;
-  std::string log, export_file, profile;
+  std::string log, export_file, profile, stats;
+  std::optional<int64_t> ranks;
   bool resume = false;
 };
 
@@ -40,6 +41,8 @@ std::string command_line(const TrainOptions& options) {
   add("--log", options.log);
   add("--export", options.export_file);
   add("--profile", options.profile);
+  add("--stats", options.stats);
+  if (options.ranks) line += concat(" --ranks ", *options.ranks);
   return line;
 }
 
@@ -51,8 +54,15 @@ int train(const TrainOptions& options) {
   request.resume = options.resume;
   request.export_file = options.export_file;
   request.profile_file = options.profile;
+  request.stats_file = options.stats;
   request.command = command_line(options);
-  return run_training(recipe, request, std::cout);
+  RanksRequest ranks;
+  ranks.threads = options.ranks;
+  ranks.nodes = recipe.nodes;
+  ranks.local = recipe.local;
+  ranks.timeout_seconds = recipe.timeout;
+  return run_on_ranks(ranks,
+                      [&](const Rank& rank) { return run_training(recipe, request, rank, std::cout); });
 }
 
 }  // namespace
@@ -68,6 +78,15 @@ void add_train_command(CLI::App& app, CommandAction* run) {
       ->type_name("FILE");
   command->add_option("--profile", options->profile, "writes the time of each kernel as JSON")
       ->type_name("FILE");
+  command
+      ->add_option("--stats", options->stats,
+                   "writes memory and traffic of every rank as JSON, planned and measured")
+      ->type_name("FILE");
+  command
+      ->add_option("--ranks", options->ranks,
+                   "trains on so many ranks, threads of this process; under mpirun or srun each process is a "
+                   "rank without it")
+      ->check(CLI::Range(int64_t{1}, int64_t{4096}));
   command->footer(
       "Ctrl-C saves a checkpoint and ends with status 130; --resume goes on as if nothing had happened.\n"
       "Example: kumi train models/plamo-tiny.txtpb --set model.layers=4 --set steps=200");

@@ -87,11 +87,11 @@ class CpuKernel : public Callable {
 
 class CpuDevice : public Device {
  public:
-  CpuDevice()
-      : threads_(choose_thread_count()),
+  explicit CpuDevice(const DeviceOptions& options)
+      : threads_(choose_thread_count(options.sharers)),
         cache_(KernelCache::default_directory()),
         scratch_(std::make_shared<ScratchMemory>()) {
-    pin_threads(threads_);
+    if (options.sharers == 1) pin_threads(threads_);  // others would be pinned to the same cores
   }
 
   std::string description() const override {
@@ -211,6 +211,6 @@ std::vector<std::unique_ptr<Callable>> CpuDevice::compile(const std::vector<Kern
 }  // namespace
 }  // namespace kumi
 
-extern "C" [[gnu::visibility("default")]] kumi::Device* kumi_open_device() {
-  return new kumi::CpuDevice();
+extern "C" [[gnu::visibility("default")]] kumi::Device* kumi_open_device(const kumi::DeviceOptions& options) {
+  return new kumi::CpuDevice(options);
 }

@@ -57,7 +57,7 @@ double control_group_share() {
 
 }  // namespace
 
-int choose_thread_count() {
+int choose_thread_count(int sharers) {
   if (const char* wish = getenv("KUMI_THREADS"); wish != nullptr && *wish != '\0') {
     char* end = nullptr;
     long threads = strtol(wish, &end, 10);
@@ -72,7 +72,8 @@ int choose_thread_count() {
       return static_cast<int>(threads);
   int share = std::max(1, static_cast<int>(std::ceil(control_group_share())));
   const size_t cores = available_cores().size();
-  return std::min(cores > 0 ? static_cast<int>(cores) : omp_get_num_procs(), share);
+  const int usable = std::min(cores > 0 ? static_cast<int>(cores) : omp_get_num_procs(), share);
+  return std::max(1, usable / sharers);
 }
 
 void pin_threads(int threads) {

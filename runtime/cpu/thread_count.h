@@ -9,9 +9,9 @@
 namespace kumi {
 
 // KUMI_THREADS, else OMP_NUM_THREADS, else the physical cores that the process may use: those of its
-// affinity mask, no more than its control group's share of processor time. Throws Error if KUMI_THREADS
-// is no number.
-int choose_thread_count();
+// affinity mask, no more than its control group's share of processor time, divided among `sharers` processes
+// or ranks that compute beside each other, one at least. Throws Error if KUMI_THREADS is no number.
+int choose_thread_count(int sharers = 1);
 
 // Keeps each thread of the OpenMP team but the first on a core of its own, so that what it left in the
 // core's caches is there at the next kernel. The first, the caller's, may move: threads that it makes

@@ -1,0 +1,15 @@
+// What each rank of a run took and sent, planned and measured: `kumi train --stats`.
+#pragma once
+
+#include <string>
+
+#include "frontend/ranks.h"
+#include "runtime/executor.h"
+
+namespace kumi {
+
+// JSON of all ranks, the same on each: memory by category (bytes; planned, allocated, resident) and traffic
+// by collective and group (bytes sent and collectives; counted since the start, and planned for a step).
+std::string rank_statistics(const Executor& executor, const Rank& rank, int64_t micro_batches);
+
+}  // namespace kumi

@@ -1,0 +1,34 @@
+// The ranks of a run: this process alone, threads of it, or the processes of an MPI job.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+
+#include "runtime/communicator.h"
+#include "runtime/device.h"
+
+namespace kumi {
+
+struct RanksRequest {
+  std::optional<int64_t> threads;       // ranks as threads of this process
+  std::optional<int64_t> nodes, local;  // of the mesh, where they are wished for
+  double timeout_seconds = 300;
+};
+
+// What one rank needs to know of the others.
+struct Rank {
+  Communicator* communicator = nullptr;  // null: there is one rank
+  DeviceOptions device;                  // its share of the machine
+  bool owns_process = true;              // handles signals: one rank of a process does
+
+  int64_t number() const { return communicator == nullptr ? 0 : communicator->rank(); }
+  bool is_main() const { return number() == 0; }
+  Mesh mesh() const { return communicator == nullptr ? Mesh() : communicator->mesh(); }
+};
+
+// Runs `work` once a rank and returns its exit status, that of rank 0 where ranks are threads. An error of
+// one rank ends all; the first one is thrown. Throws Error for a mesh that the ranks do not fill.
+int run_on_ranks(const RanksRequest& request, const std::function<int(const Rank&)>& work);
+
+}  // namespace kumi

@@ -1,0 +1,75 @@
+// What the ranks of a mesh do together: collectives on the memory of their devices, and small messages
+// between their hosts.
+//
+// Each rank has one Communicator. Collectives are prepared once, start in the same order on all ranks of
+// their group, and run beside what the caller does. A rank that does not come, or a transport that fails, is
+// an Error on all others within the time limit, not a hang.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "codegen/collective.h"
+
+namespace kumi {
+
+struct CommunicatorOptions {
+  double timeout_seconds = 300;  // after which those that one waits for are given up
+};
+
+// When a collective ran, in nanoseconds of the steady clock.
+struct CollectiveSpan {
+  int64_t begin = 0;
+  int64_t end = 0;
+};
+
+// One collective of a plan, ready to run again and again; one run at a time.
+class Collective {
+ public:
+  virtual ~Collective() = default;
+
+  // Buffers: the inputs of all segments, then the outputs. Input and output of an all_reduce may be the same
+  // memory, and the input of an all_gather its own piece of the output; others do not overlap. Returns at
+  // once.
+  virtual void start(void* const* buffers) = 0;
+  // Returns when the outputs are complete and the inputs may change. Throws Error with the collective, the
+  // ranks that were waited for and why they are given up.
+  virtual void wait() = 0;
+  // Of the last run that has been waited for.
+  virtual CollectiveSpan span() const = 0;
+};
+
+// What one rank has sent, by kind of collective and group. Copies to itself do not count.
+struct Traffic {
+  CollectiveCall::Kind kind = CollectiveCall::kAllGather;
+  MeshGroup group = MeshGroup::kWorld;
+  int64_t collectives = 0;
+  int64_t bytes = 0;
+};
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+
+  virtual const Mesh& mesh() const = 0;
+  virtual int64_t rank() const = 0;
+  // Ranks on this machine, however the mesh divides them.
+  virtual int64_t ranks_on_host() const = 0;
+
+  // `what` names it in messages: "all_gather of model.layers.layers.7".
+  virtual std::unique_ptr<Collective> prepare(const CollectiveCall& call, std::string what) = 0;
+  virtual std::vector<Traffic> traffic() const = 0;
+
+  // Over all ranks, in the same order on each; they wait for collectives that have been started before.
+  virtual std::vector<std::string> all_gather_text(const std::string& text) = 0;  // by rank
+  // To rank 0 only; the others get nothing.
+  virtual std::vector<std::string> gather_text(const std::string& text) = 0;
+  void barrier() { (void)all_gather_text(""); }
+
+  // Ends the others: what they wait for, now or later, throws Error with this rank and the reason.
+  virtual void abort(const std::string& reason) = 0;
+};
+
+}  // namespace kumi
