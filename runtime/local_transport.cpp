@@ -83,20 +83,27 @@ class LocalTransport : public Transport {
  private:
   // Receives what is there. True if all are done.
   bool progress(std::span<Transfer> transfers, std::unique_lock<std::mutex>& lock) {
+    // Receiving lets go of the lock: what was looked at before may have changed without anybody waiting for it.
+    bool has_received = true;
+    while (has_received) {
+      has_received = false;
+      for (Transfer& transfer : transfers)
+        if (!transfer.is_done && transfer.direction == Transfer::kReceive)
+          has_received = receive(transfer, lock) || has_received;
+    }
     bool all = true;
     for (Transfer& transfer : transfers) {
-      if (!transfer.is_done && transfer.direction == Transfer::kReceive) receive(transfer, lock);
       if (!transfer.is_done && transfer.direction == Transfer::kSend) finish_sending(transfer);
       all = all && transfer.is_done;
     }
     return all;
   }
 
-  void receive(Transfer& transfer, std::unique_lock<std::mutex>& lock) {
+  bool receive(Transfer& transfer, std::unique_lock<std::mutex>& lock) {
     std::deque<Letter*>& box = office_->boxes[static_cast<size_t>(rank_)];
     const auto found = std::find_if(box.begin(), box.end(),
                                     [&](const Letter* letter) { return letter->sender == transfer.peer; });
-    if (found == box.end()) return;
+    if (found == box.end()) return false;
     Letter* letter = *found;
     if (letter->bytes != transfer.bytes)
       throw Error(concat("rank ", transfer.peer, " sends ", letter->bytes, " bytes, rank ", rank_,
@@ -109,6 +116,7 @@ class LocalTransport : public Transport {
     letter->is_done = true;
     transfer.is_done = true;
     office_->changed[static_cast<size_t>(transfer.peer)].notify_all();
+    return true;
   }
 
   static void finish_sending(Transfer& transfer) {
