@@ -1,10 +1,12 @@
 #include "frontend/ranks.h"
 
+#include <cstdlib>
 #include <exception>
 #include <mutex>
 #include <thread>
 #include <vector>
 
+#include "frontend/stop_signals.h"
 #include "graph/error.h"
 #include "runtime/local_transport.h"
 #include "runtime/open_communicator.h"
@@ -83,6 +85,12 @@ int run_on_threads(const RanksRequest& request, const std::function<int(const Ra
   return status;
 }
 
+// Open MPI's mpirun sends SIGTERM when a rank has died, and SIGKILL a moment later: there is no time to come
+// to the end of a step. Other launchers pass on what they get, and wait.
+bool kills_after_signal() {
+  return getenv("OMPI_COMM_WORLD_SIZE") != nullptr;
+}
+
 }  // namespace
 
 int run_on_ranks(const RanksRequest& request, const std::function<int(const Rank&)>& work) {
@@ -93,7 +101,8 @@ int run_on_ranks(const RanksRequest& request, const std::function<int(const Rank
   }
   CommunicatorOptions options;
   options.timeout_seconds = request.timeout_seconds;
-  const std::unique_ptr<Communicator> communicator = open_communicator(request.local, options);
+  if (kills_after_signal()) options.is_told_to_end = StopSignals::terminated;
+  std::unique_ptr<Communicator> communicator = open_communicator(request.local, options);
   if (request.nodes && *request.nodes != communicator->mesh().nodes)
     throw unfilled(communicator->mesh().ranks(), request);
   Rank rank;
@@ -103,6 +112,7 @@ int run_on_ranks(const RanksRequest& request, const std::function<int(const Rank
     return work(rank);
   } catch (...) {
     abort_with(*communicator, std::current_exception());
+    (void)communicator.release();  // ends with the process, when the error has been told
     throw;
   }
 }

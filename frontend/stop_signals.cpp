@@ -3,14 +3,14 @@
 namespace kumi {
 namespace {
 
-volatile std::sig_atomic_t stop_requested = 0;
+volatile std::sig_atomic_t stop_requested = 0;  // the signal
 
 }  // namespace
 
 StopSignals::StopSignals() {
   stop_requested = 0;
   struct sigaction action = {};
-  action.sa_handler = [](int) { stop_requested = 1; };
+  action.sa_handler = [](int signal) { stop_requested = signal; };
   action.sa_flags = static_cast<int>(SA_RESETHAND) | SA_RESTART;
   sigaction(SIGINT, &action, &old_interrupt_);
   sigaction(SIGTERM, &action, &old_terminate_);
@@ -19,6 +19,10 @@ StopSignals::StopSignals() {
 StopSignals::~StopSignals() {
   sigaction(SIGINT, &old_interrupt_, nullptr);
   sigaction(SIGTERM, &old_terminate_, nullptr);
+}
+
+bool StopSignals::terminated() {
+  return stop_requested == SIGTERM;
 }
 
 bool StopSignals::requested() {

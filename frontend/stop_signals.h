@@ -14,6 +14,7 @@ class StopSignals {
   StopSignals& operator=(const StopSignals&) = delete;
 
   static bool requested();
+  static bool terminated();  // by SIGTERM
 
  private:
   struct sigaction old_interrupt_ = {};

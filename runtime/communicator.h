@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -17,6 +18,9 @@ namespace kumi {
 
 struct CommunicatorOptions {
   double timeout_seconds = 300;  // after which those that one waits for are given up
+  // Has this process been told to end, with no time for anything but a message? Asked while waiting; may be
+  // null.
+  std::function<bool()> is_told_to_end = nullptr;
 };
 
 // When a collective ran, in nanoseconds of the steady clock.

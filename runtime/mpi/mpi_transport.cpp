@@ -1,0 +1,222 @@
+// Messages between the processes of an MPI job. Only the communicator's thread calls MPI: it starts it, polls
+// it and ends it, so that MPI_THREAD_FUNNELED is all that is asked of the library.
+#include <mpi.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include "graph/error.h"
+#include "runtime/exchange_communicator.h"
+#include "runtime/open_communicator.h"
+
+namespace kumi {
+namespace {
+
+using Clock = Transport::Clock;
+
+constexpr int kTag = 1;
+// MPI counts in ints: longer messages travel in pieces.
+constexpr size_t kMostBytes = size_t{1} << 30;
+// Waiting: at first without pause, for what is under way; then with pauses, since computing threads may need
+// the core.
+constexpr std::chrono::microseconds kSpin(50), kPause(20), kLongPause(200);
+constexpr std::chrono::milliseconds kSpell(5);
+constexpr int kExitStatus = 1;
+
+[[noreturn]] void fail(const char* function, int code) {
+  char text[MPI_MAX_ERROR_STRING] = "";
+  int length = 0;
+  MPI_Error_string(code, text, &length);
+  throw Error(concat(function, " failed: ", text));
+}
+
+void check(int code, const char* function) {
+  if (code != MPI_SUCCESS) fail(function, code);
+}
+
+std::atomic<bool> has_failed = false;
+
+// Takes the other ranks along when the process ends.
+void abort_at_exit() {
+  if (has_failed) MPI_Abort(MPI_COMM_WORLD, kExitStatus);
+}
+
+// What a transfer's handle points to.
+struct Requests {
+  std::vector<MPI_Request> all;
+};
+
+class MpiTransport : public Transport {
+ public:
+  explicit MpiTransport(const CommunicatorOptions& options) : options_(options) {
+    int provided = 0;
+    std::atexit(abort_at_exit);
+    check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
+    if (provided < MPI_THREAD_FUNNELED)
+      throw Error("this MPI cannot be used beside other threads").expected("MPI_THREAD_FUNNELED");
+    MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+    check(MPI_Comm_rank(MPI_COMM_WORLD, &rank_), "MPI_Comm_rank");
+    check(MPI_Comm_size(MPI_COMM_WORLD, &ranks_), "MPI_Comm_size");
+    MPI_Comm host = MPI_COMM_NULL;
+    check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host),
+          "MPI_Comm_split_type");
+    MPI_Comm_size(host, &on_host_);
+    first_on_host_ = rank_;
+    MPI_Allreduce(&rank_, &first_on_host_, 1, MPI_INT, MPI_MIN, host);
+    MPI_Comm_free(&host);
+  }
+
+  // After a failure MPI_Finalize would wait for ranks that are given up.
+  ~MpiTransport() override {
+    if (!has_failed) MPI_Finalize();
+  }
+
+  int64_t rank() const override { return rank_; }
+  int64_t ranks() const override { return ranks_; }
+  int64_t ranks_on_host() const override { return on_host_; }
+
+  // Ranks a node as launched: the same on all nodes, and ranks of a node follow each other.
+  int64_t launched_local() const {
+    struct Place {
+      int first, count;
+    };
+    const Place own{first_on_host_, on_host_};
+    std::vector<Place> all(static_cast<size_t>(ranks_));
+    check(MPI_Allgather(&own, 2, MPI_INT, all.data(), 2, MPI_INT, MPI_COMM_WORLD), "MPI_Allgather");
+    for (int rank = 0; rank < ranks_; ++rank) {
+      const Place& place = all[static_cast<size_t>(rank)];
+      if (place.count != on_host_)
+        throw Error(concat("rank ", rank, " shares its machine with ", place.count - 1, " others, rank ",
+                           rank_, " with ", on_host_ - 1))
+            .expected("as many ranks on each machine")
+            .hint(
+                "say so to the launcher (mpirun --map-by ppr:8:node, srun --ntasks-per-node=8), or set "
+                "mesh.local");
+      if (place.first != rank / on_host_ * on_host_)
+        throw Error(concat("the ranks on the machine of rank ", rank, " do not follow each other"))
+            .expected("ranks placed node by node")
+            .hint(
+                "say so to the launcher (mpirun --map-by ppr:8:node, srun --distribution=block), or set "
+                "mesh.local");
+    }
+    return on_host_;
+  }
+
+  void post(std::span<Transfer> transfers) override {
+    for (Transfer& transfer : transfers) {
+      auto requests = std::make_unique<Requests>();
+      auto* data = static_cast<std::byte*>(transfer.data);
+      const int peer = static_cast<int>(transfer.peer);
+      for (size_t at = 0; at == 0 || at < transfer.bytes; at += kMostBytes) {
+        const int count = static_cast<int>(std::min(kMostBytes, transfer.bytes - at));
+        MPI_Request& request = requests->all.emplace_back();
+        if (transfer.direction == Transfer::kSend)
+          check(MPI_Isend(data + at, count, MPI_BYTE, peer, kTag, MPI_COMM_WORLD, &request), "MPI_Isend");
+        else
+          check(MPI_Irecv(data + at, count, MPI_BYTE, peer, kTag, MPI_COMM_WORLD, &request), "MPI_Irecv");
+      }
+      transfer.handle = requests.release();
+    }
+  }
+
+  void wait(std::span<Transfer> transfers, Clock::time_point deadline) override {
+    const Clock::time_point begin = Clock::now();
+    while (true) {
+      bool all = true;
+      for (Transfer& transfer : transfers) all = (transfer.is_done || test(transfer)) && all;
+      if (all) return;
+      const Clock::time_point now = Clock::now();
+      if (aborted_) {
+        withdraw(transfers);
+        throw Error("this rank has ended the job");
+      }
+      if (options_.is_told_to_end && options_.is_told_to_end()) {
+        has_failed = true;
+        withdraw(transfers);
+        throw Error(concat("told to end while waiting for ", waited_for(transfers)))
+            .hint("the launcher ends a job when one of its ranks dies; it says which");
+      }
+      if (now > deadline) {
+        has_failed = true;
+        withdraw(transfers);
+        return;
+      }
+      if (now - begin > kSpin) std::this_thread::sleep_for(now - begin > kSpell ? kLongPause : kPause);
+    }
+  }
+
+  // The others learn of it when this process ends, so that it can say first why.
+  void abort(const std::string&) override {
+    aborted_ = true;
+    has_failed = true;
+  }
+
+ private:
+  static bool test(Transfer& transfer) {
+    auto* requests = static_cast<Requests*>(transfer.handle);
+    int done = 0;
+    check(
+        MPI_Testall(static_cast<int>(requests->all.size()), requests->all.data(), &done, MPI_STATUSES_IGNORE),
+        "MPI_Testall");
+    if (done == 0) return false;
+    delete requests;
+    transfer.handle = nullptr;
+    transfer.is_done = true;
+    return true;
+  }
+
+  // A send that the other side does not take cannot be called back: the process ends before its memory does.
+  static void withdraw(std::span<Transfer> transfers) {
+    for (Transfer& transfer : transfers) {
+      auto* requests = static_cast<Requests*>(transfer.handle);
+      if (requests == nullptr) continue;
+      if (transfer.direction == Transfer::kReceive)
+        for (MPI_Request& request : requests->all)
+          if (request != MPI_REQUEST_NULL) MPI_Cancel(&request);
+      delete requests;
+      transfer.handle = nullptr;
+    }
+  }
+
+  static std::string waited_for(std::span<const Transfer> transfers) {
+    std::vector<int64_t> peers;
+    for (const Transfer& transfer : transfers)
+      if (!transfer.is_done) peers.push_back(transfer.peer);
+    std::sort(peers.begin(), peers.end());
+    peers.erase(std::unique(peers.begin(), peers.end()), peers.end());
+    std::string text = peers.size() == 1 ? "rank" : "ranks";
+    for (int64_t peer : peers) text += concat(peer == peers[0] ? " " : ", ", peer);
+    return text;
+  }
+
+  const CommunicatorOptions options_;
+  int rank_ = 0, ranks_ = 1, on_host_ = 1, first_on_host_ = 0;
+  std::atomic<bool> aborted_ = false;
+};
+
+Mesh mesh_of(const MpiTransport& transport, int64_t local) {
+  if (local == 0) local = transport.launched_local();
+  if (transport.ranks() % local != 0)
+    throw Error(concat("mesh.local is ", local, ", and there are ", transport.ranks(), " ranks"))
+        .expected("a divisor of the number of ranks");
+  return {transport.ranks() / local, local};
+}
+
+}  // namespace
+}  // namespace kumi
+
+extern "C" [[gnu::visibility("default")]] kumi::Communicator* kumi_open_communicator(
+    int64_t local, const kumi::CommunicatorOptions& options) {
+  return kumi::make_exchange_communicator([options] { return std::make_unique<kumi::MpiTransport>(options); },
+                                          [local](const kumi::Transport& transport) {
+                                            return kumi::mesh_of(
+                                                static_cast<const kumi::MpiTransport&>(transport), local);
+                                          },
+                                          options)
+      .release();
+}
