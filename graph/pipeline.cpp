@@ -12,6 +12,7 @@
 #include "graph/passes/merge.h"
 #include "graph/passes/optimizer.h"
 #include "graph/passes/precision.h"
+#include "graph/passes/quantize_comm.h"
 #include "graph/passes/recompute.h"
 #include "graph/passes/schedule.h"
 #include "graph/passes/shard.h"
@@ -65,8 +66,11 @@ const std::vector<Pass>& pipeline() {
        "AdamW.",
        "outputs grad.<weight> and the loss",
        "graphs 'gradient' (once a micro-batch) and 'update' (once a step) that share state", optimizer},
-      {"quantize_comm", "Will quantize what collectives gather; does nothing yet: there are no collectives.",
-       "collectives are nodes", "nothing", nullptr},
+      {"quantize_comm",
+       "With quantize.weights or quantize.gradients: ranks send codes and scales; replicas of weights that "
+       "are "
+       "cut are kept quantized and dequantized at the use.",
+       "collectives are nodes", "all_gathers of codes, exchanges of quantized gradients", quantize_comm},
       {"fuse", "Gathers element-wise nodes, row reductions and their epilogues into groups, each one kernel.",
        "all sizes are numbers", "Node::group; the nodes of a group are adjacent", fuse},
       {"schedule", "Orders what runs: reads before their first use, writes right after their value.",

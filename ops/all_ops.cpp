@@ -19,6 +19,7 @@ void register_all_ops() {
     register_matmul_ops();
     register_normalization_ops();
     register_optimizer_ops();
+    register_quantization_ops();
     register_reduction_ops();
     register_rope_ops();
     register_softmax_ops();

@@ -13,6 +13,7 @@ void register_loss_ops();           // loss.cpp
 void register_matmul_ops();         // matmul.cpp
 void register_normalization_ops();  // normalization.cpp
 void register_optimizer_ops();      // optimizer.cpp
+void register_quantization_ops();   // quantization.cpp: codes and scales of blocks
 void register_reduction_ops();      // reduction.cpp: sums, means, maxima
 void register_rope_ops();           // rope.cpp
 void register_softmax_ops();        // softmax.cpp

@@ -357,7 +357,8 @@ struct Cuts {
 };
 
 Cuts cuts_of(const PlanOptions& options) {
-  const bool is_low = options.precision == Precision::kBF16;
+  // In another form than the trained weights have.
+  const bool is_low = options.precision == Precision::kBF16 || options.quantized_weights != "none";
   switch (options.sharding) {
     case ShardingMode::kDdp:
       return {{}, std::nullopt};

@@ -1,0 +1,285 @@
+// Block-wise quantization (Dettmers et al. 2023, QLoRA, arXiv:2305.14314): runs of `block` elements of the
+// last axis share a scale, their largest magnitude; an element is the code of the value of a table that is
+// nearest to element / scale. Double quantization is this twice, the second time of the scales
+// (graph/quantized.h).
+#include <algorithm>
+#include <cmath>
+
+#include "codegen/kernel_builder.h"
+#include "codegen/kernel_lowering.h"
+#include "graph/op.h"
+#include "graph/quantized.h"
+#include "ops/families.h"
+
+namespace kumi {
+namespace {
+
+// What is done to one row of the last axis.
+struct Rows {
+  int64_t rows = 1, size = 0, block = 1, blocks = 0;
+  bool is_packed = false;  // two codes a byte
+  int64_t bytes = 0;       // of the codes of a row
+
+  Rows(const Shape& shape, const Attributes& attributes)
+      : size(shape.back().number()),
+        block(int_attribute(attributes, "block")),
+        blocks((size + block - 1) / block),
+        is_packed(bits_of(string_attribute(attributes, "code_book")) == 4),
+        bytes(is_packed ? (size + 1) / 2 : size) {
+    for (size_t axis = 0; axis + 1 < shape.size(); ++axis) rows *= shape[axis].number();
+  }
+};
+
+void check_row(const InferContext& context, const Type& x) {
+  if (x.rank() == 0 || !x.shape.back().is_number())
+    context.fail(concat("the last axis of ", display(x), " is not known"));
+  const Dim block = std::get<Dim>(*find_attribute(context.attributes, "block"));
+  if (!block.is_number() || block.number() < 2 || block.number() % 2 != 0 || block.number() > (1 << 20))
+    context.fail("'block' is not an even number from 2 to 2^20");
+}
+
+std::vector<Type> infer_quantize(const InferContext& context) {
+  context.require_floating(0);
+  const Type& x = context.operand(0);
+  check_row(context, x);
+  const int64_t size = x.shape.back().number();
+  const int64_t block = int_attribute(context.attributes, "block");
+  Type codes{DType::U8, x.shape}, scales{DType::F32, x.shape};
+  if (bits_of(string_attribute(context.attributes, "code_book")) == 4) codes.shape.back() = (size + 1) / 2;
+  scales.shape.back() = (size + block - 1) / block;
+  return {codes, scales};
+}
+
+std::vector<Type> infer_dequantize(const InferContext& context) {
+  context.require_dtype(0, DType::U8);
+  context.require_dtype(1, DType::F32);
+  check_row(context, context.operand(0));
+  const Dim size = std::get<Dim>(*find_attribute(context.attributes, "size"));
+  if (!size.is_number() || size.number() < 0) context.fail("'size' is not a number of 0 or more");
+  const DType dtype = dtype_attribute(context.attributes, "dtype");
+  if (dtype != DType::F32 && dtype != DType::BF16) context.fail("'dtype' is neither f32 nor bf16");
+  Type x{dtype, context.operand(0).shape};
+  x.shape.back() = size;
+  const int64_t block = int_attribute(context.attributes, "block");
+  Shape codes = x.shape, scales = x.shape;
+  if (bits_of(string_attribute(context.attributes, "code_book")) == 4) codes.back() = (size.number() + 1) / 2;
+  scales.back() = (size.number() + block - 1) / block;
+  if (context.operand(0).shape != codes || context.operand(1).shape != scales)
+    context.fail(concat("codes and scales of ", display(x), " are ", display(codes), " and ", display(scales),
+                        ", not ", display(context.operand(0).shape), " and ",
+                        display(context.operand(1).shape)));
+  return {x};
+}
+
+// ---- reference
+
+// Of a value in [-1, 1]; the lower one of two equally near.
+int64_t nearest(const std::vector<double>& table, double value) {
+  int64_t best = 0;
+  for (size_t code = 1; code < table.size(); ++code)
+    if (value > (table[code - 1] + table[code]) / 2) best = static_cast<int64_t>(code);
+  return best;
+}
+
+void reference_quantize(const ReferenceContext& context) {
+  const Attributes& attributes = context.node.attributes;
+  const std::vector<double> table = code_table(string_attribute(attributes, "code_book"));
+  const ReferenceTensor& x = context.operand(0);
+  Shape shape;
+  for (int64_t n : x.shape) shape.emplace_back(n);
+  const Rows rows(shape, attributes);
+  for (int64_t row = 0; row < rows.rows; ++row)
+    for (int64_t block = 0; block < rows.blocks; ++block) {
+      const int64_t begin = block * rows.block, end = std::min(begin + rows.block, rows.size);
+      double scale = 0;
+      for (int64_t i = begin; i < end; ++i)
+        scale = std::isnan(scale) ? scale : std::max(std::abs(x.data[row * rows.size + i]), scale);
+      context.result(1).data[row * rows.blocks + block] = scale;
+      for (int64_t i = begin; i < end + (rows.is_packed ? end % 2 : 0); ++i) {
+        const double value = i < end && scale > 0 ? x.data[row * rows.size + i] / scale : 0;
+        const auto code = static_cast<double>(nearest(table, value));
+        if (rows.is_packed)
+          context.result(0).data[row * rows.bytes + i / 2] += i % 2 == 0 ? code : 16 * code;
+        else
+          context.result(0).data[row * rows.bytes + i] = code;
+      }
+    }
+}
+
+void reference_dequantize(const ReferenceContext& context) {
+  const Attributes& attributes = context.node.attributes;
+  const std::vector<double> table = code_table(string_attribute(attributes, "code_book"));
+  ReferenceTensor& y = context.result();
+  Shape shape;
+  for (int64_t n : y.shape) shape.emplace_back(n);
+  const Rows rows(shape, attributes);
+  for (int64_t row = 0; row < rows.rows; ++row)
+    for (int64_t i = 0; i < rows.size; ++i) {
+      int64_t code =
+          static_cast<int64_t>(context.operand(0).data[row * rows.bytes + (rows.is_packed ? i / 2 : i)]);
+      if (rows.is_packed) code = i % 2 == 0 ? code % 16 : code / 16;
+      y.data[row * rows.size + i] =
+          table[static_cast<size_t>(code)] * context.operand(1).data[row * rows.blocks + i / rows.block];
+    }
+}
+
+// ---- kernels
+
+// A table with equal steps is computed, another is searched through: without branches, so that it vectorises.
+Expr code_of(KernelBuilder& k, const std::string& code_book, Expr value) {
+  const std::vector<double> table = code_table(code_book);
+  if (is_uniform(code_book)) {
+    // NaN becomes the lowest code; the scale says what it was.
+    const auto top = static_cast<double>(table.size() - 1);
+    Expr scaled = k.let("scaled", (value + Expr(1.0)) * Expr(top / 2));
+    Expr rounded = k.let("rounded", -floor(Expr(0.5) - scaled));  // halves go down
+    return cast(DType::I32, select(rounded >= Expr(0.0), minimum(rounded, Expr(top)), Expr(0.0)));
+  }
+  Expr code = cast(DType::I32, Expr(0));
+  for (size_t c = 1; c < table.size(); ++c)
+    code = code + select(value > Expr((table[c - 1] + table[c]) / 2), cast(DType::I32, Expr(1)),
+                         cast(DType::I32, Expr(0)));
+  return code;
+}
+
+Expr value_of(const std::string& code_book, Expr code) {
+  const std::vector<double> table = code_table(code_book);
+  const auto top = static_cast<double>(table.size() - 1);
+  if (is_uniform(code_book)) return (cast(DType::F32, code) - Expr(top / 2)) * Expr(2 / top);
+  // A tree of choices by the bits of the code, from the lowest.
+  std::vector<Expr> values;
+  for (double value : table) values.emplace_back(value);
+  for (int64_t bit = 1; values.size() > 1; bit *= 2) {
+    Expr is_set =
+        (code / cast(DType::I32, Expr(bit))) % cast(DType::I32, Expr(2)) == cast(DType::I32, Expr(1));
+    std::vector<Expr> chosen;
+    for (size_t i = 0; i < values.size(); i += 2) chosen.push_back(select(is_set, values[i + 1], values[i]));
+    values = std::move(chosen);
+  }
+  return values[0];
+}
+
+void lower_quantize(KernelLowering& lowering) {
+  KernelBuilder& k = lowering.builder();
+  const std::string& code_book = string_attribute(lowering.attributes(), "code_book");
+  const Rows rows(lowering.operand_type(0).shape, lowering.attributes());
+  Buffer x = lowering.operand_buffer(0), codes = lowering.result_buffer(0),
+         scales = lowering.result_buffer(1);
+  const bool is_whole = rows.size % rows.block == 0;
+  k.parallel(rows.rows * rows.blocks, 20 * rows.rows * rows.size, [&](Expr at) {
+    Expr row = k.let("row", at / Expr(rows.blocks)), block = k.let("block", at % Expr(rows.blocks));
+    Expr first = k.let("first", row * Expr(rows.size) + block * Expr(rows.block));
+    Expr count = is_whole
+                     ? Expr(rows.block)
+                     : k.let("count", minimum(Expr(rows.block), Expr(rows.size) - block * Expr(rows.block)));
+    Expr scale =
+        k.let("scale", k.reduce(Reduction::kMax, 0, count, [&](Expr i) { return abs(x[first + i]); }));
+    k.store(scales, at, scale);
+    Expr divisor = k.let("divisor", select(scale == Expr(0.0), Expr(1.0), scale));
+    auto code = [&](Expr index) { return code_of(k, code_book, k.let("value", x[index] / divisor)); };
+    if (!rows.is_packed) {
+      k.loop(0, count, LoopKind::kVector,
+             [&](Expr i) { k.store(codes, first + i, cast(DType::U8, code(first + i))); });
+      return;
+    }
+    Expr byte = k.let("byte", row * Expr(rows.bytes) + block * Expr(rows.block / 2));
+    auto pack = [](Expr low, Expr high) { return cast(DType::U8, low + high * cast(DType::I32, Expr(16))); };
+    Expr pairs = count / Expr(2);
+    k.loop(0, pairs, LoopKind::kVector, [&](Expr i) {
+      Expr low = code(first + i * Expr(2)), high = code(first + i * Expr(2) + Expr(1));
+      k.store(codes, byte + i, pack(low, high));
+    });
+    if (rows.size % 2 == 1)  // the last one of the row has no other half
+      k.loop(pairs, (count + Expr(1)) / Expr(2), LoopKind::kSerial, [&](Expr i) {
+        Expr zero = code_of(k, code_book, Expr(0.0));
+        k.store(codes, byte + i, pack(code(first + i * Expr(2)), zero));
+      });
+  });
+}
+
+void lower_dequantize(KernelLowering& lowering) {
+  KernelBuilder& k = lowering.builder();
+  const std::string& code_book = string_attribute(lowering.attributes(), "code_book");
+  const Rows rows(lowering.result_type(0).shape, lowering.attributes());
+  Buffer codes = lowering.operand_buffer(0), scales = lowering.operand_buffer(1),
+         y = lowering.result_buffer(0);
+  const bool is_whole = rows.size % rows.block == 0;
+  k.parallel(rows.rows * rows.blocks, 8 * rows.rows * rows.size, [&](Expr at) {
+    Expr row = k.let("row", at / Expr(rows.blocks)), block = k.let("block", at % Expr(rows.blocks));
+    Expr first = k.let("first", row * Expr(rows.size) + block * Expr(rows.block));
+    Expr count = is_whole
+                     ? Expr(rows.block)
+                     : k.let("count", minimum(Expr(rows.block), Expr(rows.size) - block * Expr(rows.block)));
+    Expr scale = k.let("scale", scales[at]);
+    if (!rows.is_packed) {
+      k.loop(0, count, LoopKind::kVector, [&](Expr i) {
+        k.store(y, first + i, value_of(code_book, k.let("code", cast(DType::I32, codes[first + i]))) * scale);
+      });
+      return;
+    }
+    Expr byte = k.let("byte", row * Expr(rows.bytes) + block * Expr(rows.block / 2));
+    const Expr half = cast(DType::I32, Expr(16));
+    Expr pairs = count / Expr(2);
+    auto both = [&](Expr i) { return k.let("both", cast(DType::I32, codes[byte + i])); };
+    k.loop(0, pairs, LoopKind::kVector, [&](Expr i) {
+      Expr pair = both(i);
+      k.store(y, first + i * Expr(2), value_of(code_book, k.let("low", pair % half)) * scale);
+      k.store(y, first + i * Expr(2) + Expr(1), value_of(code_book, k.let("high", pair / half)) * scale);
+    });
+    if (rows.size % 2 == 1)
+      k.loop(pairs, (count + Expr(1)) / Expr(2), LoopKind::kSerial, [&](Expr i) {
+        k.store(y, first + i * Expr(2), value_of(code_book, k.let("low", both(i) % half)) * scale);
+      });
+  });
+}
+
+std::vector<AttributeSpec> shared_attributes() {
+  return {
+      {"code_book", AttributeKind::kString,
+       "the table: nf4 (the 16 values of QLoRA's NormalFloat), int4 (16 equal steps less the lowest: -7/7 to "
+       "7/7) or int8 (-127/127 to 127/127)",
+       std::nullopt, code_book_names()},
+      {"block", AttributeKind::kInt, "elements that share a scale; even", std::nullopt, {}}};
+}
+
+}  // namespace
+
+void register_quantization_ops() {
+  std::vector<AttributeSpec> dequantize_attributes = shared_attributes();
+  dequantize_attributes.push_back({"size", AttributeKind::kInt, "n, the last axis of y", std::nullopt, {}});
+  dequantize_attributes.push_back({"dtype", AttributeKind::kDType, "f32 or bf16", Attribute(DType::F32), {}});
+  register_op({
+      .name = "quantize",
+      .family = "quantization",
+      .doc =
+          "Codes and scales of the elements, block by block along the last axis: the scale is the largest "
+          "magnitude of the block, the code that of the table's value nearest to x / scale, of two the "
+          "lower. "
+          "Codes of 4 bits are packed, the earlier element in the lower half of a byte. A block with NaN or "
+          "infinity has a scale that is not finite, so that what is made of it again is not, either.",
+      .operands = {{"x", "floating [..., n]"}},
+      .attributes = shared_attributes(),
+      .results = {"codes", "scales"},
+      .infer = infer_quantize,
+      .flops =
+          [](const Graph& graph, const Node& node) {
+            return 4.0 * static_cast<double>(element_count(graph.type(node.operands[0]).shape).number());
+          },
+      .reference = reference_quantize,
+      .kernel = lower_quantize,
+  });
+  register_op({
+      .name = "dequantize",
+      .family = "quantization",
+      .doc = "The values that quantize has made codes and scales of: table[code] * scale.",
+      .operands = {{"codes", "u8 [..., n], or [..., (n + 1) / 2] if they have 4 bits"},
+                   {"scales", "f32 [..., blocks]"}},
+      .attributes = dequantize_attributes,
+      .results = {"y"},
+      .infer = infer_dequantize,
+      .reference = reference_dequantize,
+      .kernel = lower_dequantize,
+  });
+}
+
+}  // namespace kumi
