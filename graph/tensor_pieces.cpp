@@ -38,9 +38,9 @@ std::vector<TensorOfState> tensors_of(const std::vector<State>& states, State::K
   std::vector<TensorOfState> tensors;
   for (const State& state : states) {
     if (state.kind != kind) continue;
-    if (state.tensors.empty()) tensors.push_back({state.name, state.type.dtype, numbers(state.type.shape)});
+    if (state.tensors.empty()) tensors.push_back({state.name, state.type.dtype, state.type.shape});
     for (const FlatTensor& tensor : state.tensors)
-      tensors.push_back({tensor.name, state.type.dtype, numbers(tensor.shape)});
+      tensors.push_back({tensor.name, state.type.dtype, tensor.shape});
   }
   return tensors;
 }

@@ -40,7 +40,7 @@ inline bool is_replicated(const State& state) {
 struct TensorOfState {
   std::string name;
   DType dtype = DType::F32;
-  std::vector<int64_t> shape;
+  Shape shape;
 };
 std::vector<TensorOfState> tensors_of(const std::vector<State>& states, State::Kind kind);
 

@@ -35,7 +35,7 @@ TEST(Pipeline, TheTableIsComplete) {
     EXPECT_FALSE(pass.doc.empty() || pass.needs.empty() || pass.establishes.empty()) << pass.name;
   }
   EXPECT_EQ(names, (std::vector<std::string>{"infer", "decode", "layout", "merge", "autodiff", "precision",
-                                             "recompute", "optimizer", "shard", "quantize_comm", "fuse",
+                                             "recompute", "shard", "optimizer", "quantize_comm", "fuse",
                                              "schedule", "memory", "codegen"}));
   EXPECT_NE(failure(small_model(), options_for(Goal::kForward), "fuze").find("did you mean 'fuse'?"),
             std::string::npos);
@@ -49,12 +49,12 @@ TEST(Pipeline, RunsUpToAPassAndResumes) {
   };
   PlanOptions options = options_for(Goal::kTrain);
   Module module = run_pipeline(small_model(), options, "optimizer", observer);
-  std::vector<std::string> expected = {"infer",     "layout",    "merge",    "autodiff",
-                                       "precision", "recompute", "optimizer"};
+  std::vector<std::string> expected = {"infer",     "layout",    "merge", "autodiff",
+                                       "precision", "recompute", "shard", "optimizer"};
   EXPECT_EQ(ran, expected);
   EXPECT_EQ(module.passes, ran);
   module = run_pipeline(module, options, "", observer);
-  expected.insert(expected.end(), {"fuse", "schedule", "memory"});
+  expected.insert(expected.end(), {"quantize_comm", "fuse", "schedule", "memory"});
   EXPECT_EQ(module.passes, expected);
   EXPECT_EQ(module.passes, ran);
   EXPECT_TRUE(module == run_pipeline(small_model(), options));

@@ -65,6 +65,7 @@ std::vector<OpCase> loss_cases();
 std::vector<OpCase> matmul_cases();
 std::vector<OpCase> normalization_cases();
 std::vector<OpCase> optimizer_cases();
+std::vector<OpCase> quantization_cases();
 std::vector<OpCase> reduction_cases();
 std::vector<OpCase> rope_cases();
 std::vector<OpCase> softmax_cases();

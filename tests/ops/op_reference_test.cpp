@@ -56,6 +56,7 @@ std::string fusion_text(const OpDef& op) {
   if (op.is_state_access) return "nothing runs: memory is planned so that values are in their place";
   if (op.is_view) return "a view: nothing runs";
   if (op.matmul) return "a call of the device's library";
+  if (op.collective) return "by a communicator, beside the nodes that follow";
   if (op.fusion_of) return "as a row op, a column op or a kernel of its own, after its attributes";
   switch (op.fusion) {
     case Fusion::kOpaque:
