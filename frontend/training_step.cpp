@@ -4,6 +4,7 @@
 #include "frontend/training_data.h"
 #include "runtime/checkpoint.h"
 #include "runtime/initialize.h"
+#include "runtime/state_files.h"
 
 namespace kumi {
 namespace {
@@ -56,13 +57,16 @@ TrainingStep plan_training_step(const Recipe& recipe) {
   return step;
 }
 
-void initialize_states(const Recipe& recipe, Executor& executor) {
-  for (const State& state : executor.plan().states) {
-    if (state.initializer.kind == Initializer::kZeros) continue;
-    if (state.kind == State::kWeight && !recipe.init_from.empty()) continue;
-    executor.write_state(state.name, initial_value(state, recipe.seed).data());
-  }
-  if (!recipe.init_from.empty()) load_states(SafetensorsFile(recipe.init_from), State::kWeight, executor);
+void initialize_states(const Recipe& recipe, Executor& executor, const Ranks& ranks) {
+  on_all_ranks(ranks, [&] {
+    check_ranks(executor, ranks);
+    for (const State& state : executor.plan().states)
+      if (state.kind != State::kWeight || recipe.init_from.empty())
+        initialize_state(state, recipe.seed, executor, ranks.rank);
+  });
+  if (recipe.init_from.empty()) return;
+  const StoredTensors weights = open_weights(recipe.init_from, ranks);
+  on_all_ranks(ranks, [&] { load_states(weights, State::kWeight, executor, ranks.rank); });
 }
 
 }  // namespace kumi

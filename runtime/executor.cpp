@@ -67,6 +67,11 @@ std::vector<std::string> names_of(const std::vector<PlanPort>& ports) {
   return names;
 }
 
+void check_part(int64_t offset, int64_t bytes, int64_t all, const std::string& what) {
+  if (offset < 0 || bytes < 0 || offset > all || bytes > all - offset)
+    throw Error(concat("bytes ", offset, " + ", bytes, " of ", what, ", which has ", all));
+}
+
 }  // namespace
 
 Executor::Executor(Plan plan, Device& device)
@@ -196,9 +201,7 @@ HostTensor Executor::output(std::string_view name) const {
 
 void Executor::read_output(std::string_view name, void* host, int64_t offset, int64_t bytes) const {
   const PlanPort& port = output_port(name);
-  const int64_t all = byte_count(port.type);
-  if (offset < 0 || bytes < 0 || offset > all || bytes > all - offset)
-    throw Error(concat("bytes ", offset, " + ", bytes, " of the output '", name, "', which has ", all));
+  check_part(offset, bytes, byte_count(port.type), concat("the output '", name, "'"));
   device_.copy_to_host(host, static_cast<std::byte*>(address(port.slot)) + offset,
                        static_cast<size_t>(bytes));
 }
@@ -224,15 +227,26 @@ const State& Executor::state(const std::string& name) const {
   return plan_.states[state_index(name)];
 }
 
-void Executor::read_state(const std::string& name, void* host) const {
+void* Executor::state_address(const std::string& name, int64_t offset, int64_t bytes) const {
   const auto index = static_cast<int32_t>(state_index(name));
-  device_.copy_to_host(host, address({index, 0}), static_cast<size_t>(byte_count(plan_.states[index].type)));
+  check_part(offset, bytes, byte_count(plan_.states[index].type), concat("the state ", quoted(name)));
+  return address({index, offset});
+}
+
+void Executor::read_state(const std::string& name, void* host, int64_t offset, int64_t bytes) const {
+  device_.copy_to_host(host, state_address(name, offset, bytes), static_cast<size_t>(bytes));
+}
+
+void Executor::write_state(const std::string& name, const void* host, int64_t offset, int64_t bytes) {
+  device_.copy_from_host(state_address(name, offset, bytes), host, static_cast<size_t>(bytes));
+}
+
+void Executor::read_state(const std::string& name, void* host) const {
+  read_state(name, host, 0, byte_count(state(name).type));
 }
 
 void Executor::write_state(const std::string& name, const void* host) {
-  const auto index = static_cast<int32_t>(state_index(name));
-  device_.copy_from_host(address({index, 0}), host,
-                         static_cast<size_t>(byte_count(plan_.states[index].type)));
+  write_state(name, host, 0, byte_count(state(name).type));
 }
 
 std::vector<StepTime> Executor::profile() const {
