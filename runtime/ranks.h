@@ -16,7 +16,8 @@ struct Ranks {
   int64_t rank = 0;
   int64_t count = 1;
 
-  // The text of every rank, in the order of ranks. All ranks call it, in the same order of calls.
+  // The text of every rank, in the order of ranks. All ranks call it, in the same order of calls; a call
+  // lasts until the last one comes, which may have written or read large files before.
   std::function<std::vector<std::string>(const std::string& text)> all_gather_text = nullptr;
 
   // Rank 0 gets the text of rank `from`; the others give and get what is not used. All ranks call it, in the

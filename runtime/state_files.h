@@ -18,8 +18,8 @@
 
 namespace kumi {
 
-// Of the only buffer that grows with what is moved. Elements that are converted have a second one, of half as
-// many bytes; an exporting rank sends as many at a time.
+// Of the buffer. Elements that are converted go through a second one, which is not larger, and what a rank is
+// brought for an export comes in texts that are not.
 inline constexpr int64_t kStateBufferBytes = int64_t{8} << 20;
 
 // Which runs the rank saves of its storage of a state. What several ranks hold alike each of them saves an

@@ -4,7 +4,10 @@
 
 #include <algorithm>
 
+#include "runtime/atomic_file.h"
+#include "runtime/checkpoint.h"
 #include "tests/support/placed_states.h"
+#include "tests/support/thread_ranks.h"
 
 namespace kumi::testing {
 namespace {
@@ -142,6 +145,25 @@ void ShardedModel::expect_filled(const std::vector<ModelTensor>& tensors) const 
                                        : std::string(static_cast<size_t>(byte_count(state.type)), '\0');
       EXPECT_TRUE(storage(state, rank) == expected) << state.name << " on rank " << rank;
     }
+}
+
+void shard_checkpoint(const std::filesystem::path& path, const Mesh& mesh) {
+  const Checkpoint checkpoint = open_checkpoint(path);
+  std::vector<ModelTensor> tensors;
+  for (const StoredTensor& tensor : checkpoint.weight_tensors)
+    tensors.push_back({tensor.name, State::kWeight, tensor.dtype, tensor.shape});
+  for (const StoredTensor& tensor : checkpoint.optimizer_tensors)
+    tensors.push_back({tensor.name, State::kOptimizer, tensor.dtype, tensor.shape});
+  std::vector<CheckpointFile> files;
+  for (const std::string& name : {checkpoint.info.model_file, checkpoint.info.tokenizer_file})
+    if (!name.empty()) files.emplace_back(name, read_file(path / name));
+  std::mt19937 random(1);
+  ShardedModel model(mesh, random_states(tensors, mesh, &random));
+  ThreadRanks(mesh.ranks()).run_well([&](const Ranks& ranks) {
+    Executor& executor = model.executor(ranks.rank);
+    restore_checkpoint(checkpoint, executor, ranks);
+    save_checkpoint(path.parent_path(), checkpoint.info, files, executor, 0, ranks);
+  });
 }
 
 }  // namespace kumi::testing

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <random>
 #include <string>
@@ -63,5 +64,8 @@ class ShardedModel {
   std::vector<std::unique_ptr<FakeDevice>> devices_;
   std::vector<std::unique_ptr<Executor>> executors_;
 };
+
+// Replaces a checkpoint by one with the same contents, as the ranks of this mesh save it.
+void shard_checkpoint(const std::filesystem::path& checkpoint, const Mesh& mesh);
 
 }  // namespace kumi::testing
