@@ -6,8 +6,8 @@
 
 #include "graph/pipeline.h"
 #include "graph/uses.h"
-#include "runtime/checkpoint.h"
 #include "runtime/initialize.h"
+#include "runtime/state_files.h"
 
 namespace kumi {
 namespace {
@@ -39,7 +39,7 @@ bool is_read_whole(const Graph& graph, const Uses& uses, ValueId value) {
 
 }  // namespace
 
-Generator::Generator(Module module, int64_t window, const SafetensorsFile& weights, Device& device,
+Generator::Generator(Module module, int64_t window, const StoredTensors& weights, Device& device,
                      bool use_cache)
     : window_(window) {
   module = logits_only(std::move(module));

@@ -21,7 +21,7 @@
 #include "frontend/sampling.h"
 #include "graph/logits_only.h"
 #include "runtime/executor.h"
-#include "runtime/safetensors.h"
+#include "runtime/stored_tensors.h"
 
 namespace kumi {
 
@@ -50,7 +50,7 @@ class Generator {
   // Plans the model for a window of `window` tokens and loads its weights. `device` must outlive the
   // generator. Without `use_cache` every token computes the window anew. Throws Error as logits_only() does,
   // and for a model that is not planned for one sequence of `window` tokens.
-  Generator(Module module, int64_t window, const SafetensorsFile& weights, Device& device,
+  Generator(Module module, int64_t window, const StoredTensors& weights, Device& device,
             bool use_cache = true);
 
   // Continues `prompt`, which is not empty, calling `emit` with each new token; the end token is not emitted.

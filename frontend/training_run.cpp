@@ -21,6 +21,7 @@
 #include "runtime/atomic_file.h"
 #include "runtime/checkpoint.h"
 #include "runtime/json_log.h"
+#include "runtime/state_files.h"
 #include "runtime/tensorboard.h"
 #include "runtime/trainer.h"
 

@@ -7,6 +7,7 @@
 #include "graph/tensor_pieces.h"
 #include "runtime/checkpoint.h"
 #include "runtime/initialize.h"
+#include "runtime/state_files.h"
 
 namespace kumi {
 namespace {
@@ -79,27 +80,16 @@ TrainingStep plan_training_step(const Recipe& recipe, const Mesh& mesh) {
   return step;
 }
 
-void initialize_states(const Recipe& recipe, Executor& executor) {
-  constexpr int64_t kElements = int64_t{1} << 21;  // at a time
-  for (const State& state : executor.plan().states) {
-    if (state.kind == State::kWeight && !recipe.init_from.empty()) continue;
-    if (state.tensors.empty()) {
-      if (state.initializer.kind != Initializer::kZeros)
-        executor.write_state(state.name, initial_value(state, recipe.seed).data());
-      continue;
-    }
-    for (const TensorPiece& piece : tensor_pieces(state, executor.plan().module.mesh, executor.rank()))
-      for (int64_t at = 0; at < piece.count && piece.initializer.kind != Initializer::kZeros;
-           at += kElements) {
-        const std::vector<float> values =
-            initial_values(piece.initializer, piece.tensor, recipe.seed, piece.tensor_begin + at,
-                           std::min(kElements, piece.count - at));
-        const auto size = static_cast<int64_t>(sizeof(float));
-        executor.write_state(state.name, values.data(), (piece.state_begin + at) * size,
-                             static_cast<int64_t>(values.size()) * size);
-      }
-  }
-  if (!recipe.init_from.empty()) load_states(SafetensorsFile(recipe.init_from), State::kWeight, executor);
+void initialize_states(const Recipe& recipe, Executor& executor, const Ranks& ranks) {
+  on_all_ranks(ranks, [&] {
+    check_ranks(executor, ranks);
+    for (const State& state : executor.plan().states)
+      if (state.kind != State::kWeight || recipe.init_from.empty())
+        initialize_state(state, recipe.seed, executor, ranks.rank);
+  });
+  if (recipe.init_from.empty()) return;
+  const StoredTensors weights = open_weights(recipe.init_from, ranks);
+  on_all_ranks(ranks, [&] { load_states(weights, State::kWeight, executor, ranks.rank); });
 }
 
 }  // namespace kumi

@@ -8,6 +8,7 @@
 #include "frontend/recipe.h"
 #include "graph/pipeline.h"
 #include "runtime/executor.h"
+#include "runtime/ranks.h"
 
 namespace kumi {
 
@@ -31,7 +32,7 @@ TrainingStep plan_training_step(const Recipe& recipe);
 TrainingStep plan_training_step(const Recipe& recipe, const Mesh& mesh);
 
 // Fresh states: from the recipe's seed, weights from its init_from if it has one. The executor's states
-// are zeros.
-void initialize_states(const Recipe& recipe, Executor& executor);
+// are zeros. Of several ranks all call it; together they have what one would have.
+void initialize_states(const Recipe& recipe, Executor& executor, const Ranks& ranks = {});
 
 }  // namespace kumi

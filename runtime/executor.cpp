@@ -67,6 +67,11 @@ std::vector<std::string> names_of(const std::vector<PlanPort>& ports) {
   return names;
 }
 
+void check_part(int64_t offset, int64_t bytes, int64_t all, const std::string& what) {
+  if (offset < 0 || bytes < 0 || offset > all || bytes > all - offset)
+    throw Error(concat("bytes ", offset, " + ", bytes, " of ", what, ", which has ", all));
+}
+
 }  // namespace
 
 Executor::Executor(Plan plan, Device& device, Communicator* communicator)
@@ -253,9 +258,7 @@ HostTensor Executor::output(std::string_view name) const {
 
 void Executor::read_output(std::string_view name, void* host, int64_t offset, int64_t bytes) const {
   const PlanPort& port = output_port(name);
-  const int64_t all = byte_count(port.type);
-  if (offset < 0 || bytes < 0 || offset > all || bytes > all - offset)
-    throw Error(concat("bytes ", offset, " + ", bytes, " of the output '", name, "', which has ", all));
+  check_part(offset, bytes, byte_count(port.type), concat("the output '", name, "'"));
   device_.copy_to_host(host, static_cast<std::byte*>(address(port.slot)) + offset,
                        static_cast<size_t>(bytes));
 }
@@ -281,12 +284,18 @@ const State& Executor::state(const std::string& name) const {
   return plan_.states[state_index(name)];
 }
 
-BufferSlot Executor::state_range(const std::string& name, int64_t offset, int64_t bytes) const {
-  const size_t index = state_index(name);
-  const int64_t all = byte_count(plan_.states[index].type);
-  if (offset < 0 || bytes < 0 || offset > all || bytes > all - offset)
-    throw Error(concat("bytes ", offset, " + ", bytes, " of the state ", quoted(name), ", which has ", all));
-  return {static_cast<int32_t>(index), offset};
+void* Executor::state_address(const std::string& name, int64_t offset, int64_t bytes) const {
+  const auto index = static_cast<int32_t>(state_index(name));
+  check_part(offset, bytes, byte_count(plan_.states[index].type), concat("the state ", quoted(name)));
+  return address({index, offset});
+}
+
+void Executor::read_state(const std::string& name, void* host, int64_t offset, int64_t bytes) const {
+  device_.copy_to_host(host, state_address(name, offset, bytes), static_cast<size_t>(bytes));
+}
+
+void Executor::write_state(const std::string& name, const void* host, int64_t offset, int64_t bytes) {
+  device_.copy_from_host(state_address(name, offset, bytes), host, static_cast<size_t>(bytes));
 }
 
 void Executor::read_state(const std::string& name, void* host) const {
@@ -295,14 +304,6 @@ void Executor::read_state(const std::string& name, void* host) const {
 
 void Executor::write_state(const std::string& name, const void* host) {
   write_state(name, host, 0, byte_count(state(name).type));
-}
-
-void Executor::read_state(const std::string& name, void* host, int64_t offset, int64_t bytes) const {
-  device_.copy_to_host(host, address(state_range(name, offset, bytes)), static_cast<size_t>(bytes));
-}
-
-void Executor::write_state(const std::string& name, const void* host, int64_t offset, int64_t bytes) {
-  device_.copy_from_host(address(state_range(name, offset, bytes)), host, static_cast<size_t>(bytes));
 }
 
 std::vector<StepTime> Executor::profile() const {

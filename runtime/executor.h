@@ -60,10 +60,10 @@ class Executor {
   // A scalar f32.
   float scalar_output(std::string_view name) const;
 
-  // The states' storage, whole: byte_count(type) bytes. Throw Error if there is no such state.
+  // The rank's storage of a state, whole: byte_count(type) bytes. Throw Error if there is no such state.
   void read_state(const std::string& name, void* host) const;
   void write_state(const std::string& name, const void* host);
-  // `bytes` bytes of it, beginning `offset` bytes into it. Throw Error for a range beyond it.
+  // `bytes` bytes of it, beginning `offset` bytes into it. Throw Error for what goes beyond it, too.
   void read_state(const std::string& name, void* host, int64_t offset, int64_t bytes) const;
   void write_state(const std::string& name, const void* host, int64_t offset, int64_t bytes);
   const State& state(const std::string& name) const;
@@ -109,7 +109,7 @@ class Executor {
   size_t graph_index(std::string_view name) const;
   const PlanPort& output_port(std::string_view name) const;
   size_t state_index(const std::string& name) const;
-  BufferSlot state_range(const std::string& name, int64_t offset, int64_t bytes) const;
+  void* state_address(const std::string& name, int64_t offset, int64_t bytes) const;
   void copy_inputs(const GraphPlan& graph, std::span<const Feed> feeds);
   void run_graph(size_t graph);
   void run_timed(size_t graph);

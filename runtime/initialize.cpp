@@ -10,10 +10,14 @@
 #include <numbers>
 #include <thread>
 
+#include "graph/tensor_pieces.h"
+#include "runtime/executor.h"
+
 namespace kumi {
 namespace {
 
 constexpr int64_t kElementsPerThread = 1 << 20;  // below, a thread costs more than it gives
+constexpr int64_t kElementsAtATime = 1 << 23;    // of initialize_state: f32 twice, 64 MiB
 
 // Two normal numbers (Box-Muller) from one Philox block: elements 2 * pair and 2 * pair + 1.
 void normal_pair(uint64_t key, uint64_t pair, double* first, double* second) {
@@ -27,6 +31,7 @@ void normal_pair(uint64_t key, uint64_t pair, double* first, double* second) {
   *second = radius * std::sin(angle);
 }
 
+// Elements [begin, end) to `values`.
 void fill_range(const Initializer& initializer, uint64_t key, int64_t begin, int64_t end, float* values) {
   switch (initializer.kind) {
     case Initializer::kZeros:
@@ -34,35 +39,34 @@ void fill_range(const Initializer& initializer, uint64_t key, int64_t begin, int
     case Initializer::kOnes:
     case Initializer::kConstant: {
       const double value = initializer.kind == Initializer::kOnes ? 1 : initializer.parameter;
-      std::fill(values + begin, values + end, static_cast<float>(value));
+      std::fill(values, values + (end - begin), static_cast<float>(value));
       return;
     }
     case Initializer::kNormal:
-      for (int64_t i = begin; i < end; i += 2) {
+      for (int64_t i = begin / 2 * 2; i < end; i += 2) {
         double first = 0, second = 0;
         normal_pair(key, static_cast<uint64_t>(i / 2), &first, &second);
-        values[i] = static_cast<float>(initializer.parameter * first);
-        if (i + 1 < end) values[i + 1] = static_cast<float>(initializer.parameter * second);
+        if (i >= begin) values[i - begin] = static_cast<float>(initializer.parameter * first);
+        if (i + 1 < end) values[i + 1 - begin] = static_cast<float>(initializer.parameter * second);
       }
       return;
     case Initializer::kUniform:
       for (int64_t i = begin; i < end; ++i)
-        values[i] =
+        values[i - begin] =
             static_cast<float>(initializer.parameter * (2 * uniform01(key, static_cast<uint64_t>(i)) - 1));
       return;
   }
 }
 
-// Ranges begin at even elements, as normal_pair wants.
-std::vector<float> floats(const Initializer& initializer, uint64_t key, int64_t count) {
+std::vector<float> floats(const Initializer& initializer, uint64_t key, int64_t begin, int64_t count) {
   std::vector<float> values(static_cast<size_t>(count));
   int64_t parts = std::clamp<int64_t>(count / kElementsPerThread, 1, std::thread::hardware_concurrency() + 1);
-  int64_t share = (count / parts + 2) / 2 * 2;
+  int64_t share = (count / parts + 2) / 2 * 2;  // even: no pair is computed twice
   std::vector<std::jthread> threads;
-  for (int64_t begin = share; begin < count; begin += share)
-    threads.emplace_back(fill_range, std::cref(initializer), key, begin, std::min(begin + share, count),
-                         values.data());
-  fill_range(initializer, key, 0, std::min(share, count), values.data());
+  for (int64_t from = share; from < count; from += share)
+    threads.emplace_back(fill_range, std::cref(initializer), key, begin + from,
+                         begin + std::min(from + share, count), values.data() + from);
+  fill_range(initializer, key, begin, begin + std::min(share, count), values.data());
   return values;
 }
 
@@ -71,17 +75,33 @@ uint16_t to_bf16(float value) {
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);  // to nearest even
 }
 
-// Whole numbers that the element type and f32 both hold exactly.
-void check_fits(const State& state) {
-  if (is_floating(state.type.dtype) || state.initializer.kind != Initializer::kConstant) return;
-  const bool is_byte = state.type.dtype == DType::U8 || state.type.dtype == DType::BOOL;
+// What a tensor begins as, for messages.
+struct Wish {
+  const std::string& tensor;
+  const Initializer& initializer;
+  DType dtype;
+  const SourceLocation& location;
+
+  Error refused() const {
+    Error error(concat("the state ", quoted(tensor), " has elements of type ", to_string(dtype),
+                       " and cannot begin as ", to_string(initializer)));
+    error.at(location);
+    return error;
+  }
+};
+
+// Integers begin as whole numbers that the element type and f32 both hold exactly, and never at random.
+void check_fits(const Wish& wish) {
+  if (wish.dtype == DType::F16) throw wish.refused().expected("elements of type f32 or bf16");
+  if (is_floating(wish.dtype)) return;
+  const Initializer::Kind kind = wish.initializer.kind;
+  if (kind == Initializer::kNormal || kind == Initializer::kUniform) throw wish.refused();
+  if (kind != Initializer::kConstant) return;
+  const bool is_byte = wish.dtype == DType::U8 || wish.dtype == DType::BOOL;
   const double lowest = is_byte ? 0 : -0x1p24, highest = is_byte ? 255 : 0x1p24;
-  const double value = state.initializer.parameter;
+  const double value = wish.initializer.parameter;
   if (value != std::floor(value) || value < lowest || value > highest)
-    throw Error(concat("the state ", quoted(state.name), " is ", display(state.type), " and cannot begin as ",
-                       to_string(state.initializer)))
-        .expected(concat("a whole number from ", lowest, " to ", highest))
-        .at(state.location);
+    throw wish.refused().expected(concat("a whole number from ", lowest, " to ", highest));
 }
 
 template <typename T>
@@ -116,31 +136,15 @@ uint64_t random_key(uint64_t seed, const std::string& name) {
   return XXH3_64bits_withSeed(name.data(), name.size(), seed);
 }
 
-std::vector<float> initial_values(const Initializer& initializer, const std::string& name, uint64_t seed,
-                                  int64_t begin, int64_t count) {
-  const int64_t before = begin % 2;  // the other one of a pair
-  std::vector<float> values(static_cast<size_t>(count + before));
-  if (!values.empty())
-    fill_range(initializer, random_key(seed, name), begin - before, begin + count,
-               values.data() - (begin - before));
-  values.erase(values.begin(), values.begin() + before);
-  return values;
-}
-
-std::vector<std::byte> initial_value(const State& state, uint64_t seed) {
-  const Initializer& initializer = state.initializer;
-  std::vector<std::byte> bytes(static_cast<size_t>(byte_count(state.type)));
+std::vector<std::byte> initial_values(const std::string& tensor, const Initializer& initializer, DType dtype,
+                                      uint64_t seed, int64_t begin, int64_t count,
+                                      const SourceLocation& location) {
+  std::vector<std::byte> bytes(static_cast<size_t>(count * size_of(dtype)));
   if (initializer.kind == Initializer::kZeros) return bytes;
-  const int64_t count = element_count(state.type.shape).number();
-  const bool random = initializer.kind == Initializer::kNormal || initializer.kind == Initializer::kUniform;
-  if (random && !is_floating(state.type.dtype))
-    throw Error(concat("the state ", quoted(state.name), " is ", display(state.type), " and cannot begin as ",
-                       to_string(initializer)))
-        .at(state.location);
-  check_fits(state);
-  const std::vector<float> values = floats(initializer, random_key(seed, state.name), count);
+  check_fits({tensor, initializer, dtype, location});
+  const std::vector<float> values = floats(initializer, random_key(seed, tensor), begin, count);
   for (size_t i = 0; i < values.size(); ++i) {
-    switch (state.type.dtype) {
+    switch (dtype) {
       case DType::F32:
         store(&bytes, i, values[i]);
         break;
@@ -160,13 +164,31 @@ std::vector<std::byte> initial_value(const State& state, uint64_t seed) {
       case DType::BOOL:
         store(&bytes, i, static_cast<uint8_t>(values[i]));
         break;
-      case DType::F16:
-        throw Error(concat("the state ", quoted(state.name), " has elements of type f16"))
-            .expected("f32 or bf16")
-            .at(state.location);
+      case DType::F16:  // check_fits has refused it
+        break;
     }
   }
   return bytes;
+}
+
+std::vector<std::byte> initial_value(const State& state, uint64_t seed) {
+  return initial_values(state.name, state.initializer, state.type.dtype, seed, 0,
+                        element_count(state.type.shape).number(), state.location);
+}
+
+void initialize_state(const State& state, uint64_t seed, Executor& executor, int64_t rank) {
+  if (state.kind == State::kReplica) return;
+  const DType dtype = state.type.dtype;
+  for (const TensorPiece& piece : tensor_pieces(state, executor.plan().module.mesh, rank)) {
+    if (piece.initializer.kind == Initializer::kZeros) continue;
+    for (int64_t begin = 0; begin < piece.count; begin += kElementsAtATime) {
+      const int64_t count = std::min(kElementsAtATime, piece.count - begin);
+      const std::vector<std::byte> values = initial_values(piece.tensor, piece.initializer, dtype, seed,
+                                                           piece.tensor_begin + begin, count, state.location);
+      executor.write_state(state.name, values.data(), (piece.state_begin + begin) * size_of(dtype),
+                           count * size_of(dtype));
+    }
+  }
 }
 
 }  // namespace kumi

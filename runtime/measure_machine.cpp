@@ -67,8 +67,7 @@ Module module_of(const Type& type, const Build& build) {
 Measurement measure(Device& device, const Type& type, const Build& build) {
   Executor executor(make_plan(run_pipeline(module_of(type, build), PlanOptions{})), device);
   // Memory that was never written may have no pages of its own, and reading it tells nothing.
-  for (const State& state : executor.plan().states)
-    executor.write_state(state.name, initial_value(state, 0).data());
+  for (const State& state : executor.plan().states) initialize_state(state, 0, executor);
   Measurement best{{}, std::numeric_limits<double>::max()};
   for (const StepTime& launch : executor.profile()) {
     best.cost.flops += launch.cost.flops;

@@ -1,5 +1,7 @@
 #include "runtime/safetensors.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -278,6 +280,15 @@ SafetensorsFile::SafetensorsFile(std::filesystem::path path) : file_(std::move(p
   }
   if (expected_begin != data_bytes)
     fail(concat("the file has ", data_bytes - expected_begin, " bytes behind the last tensor's data"));
+}
+
+void SafetensorsFile::read(const TensorView& tensor, size_t offset, size_t bytes, void* to) const {
+  if (bytes == 0) return;
+  const std::byte* from = tensor.data + offset;
+  std::memcpy(to, from, bytes);
+  static const auto kPage = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const auto begin = static_cast<size_t>(from - file_.data()), first_page = begin / kPage * kPage;
+  file_.release_pages(first_page, begin + bytes - first_page);
 }
 
 const TensorView* SafetensorsFile::find(const std::string& name) const {

@@ -48,6 +48,10 @@ class SafetensorsFile {
   // The free-form strings of "__metadata__".
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
 
+  // Copies bytes of one of the file's tensors without keeping the file's pages in the process's memory: for
+  // what is read once. The range lies within the tensor.
+  void read(const TensorView& tensor, size_t offset, size_t bytes, void* to) const;
+
   // nullptr if there is no tensor of that name.
   const TensorView* find(const std::string& name) const;
 

@@ -94,8 +94,8 @@ int generate(const GenerateOptions& options) {
   const int64_t window =
       std::min(checkpoint.info.seq, (needed + kWindowStep - 1) / kWindowStep * kWindowStep);
   std::unique_ptr<Device> device = open_device(options.device);
-  Generator generator(load_model(checkpoint.model(), checkpoint.info.settings), window,
-                      SafetensorsFile(checkpoint.weights()), *device);
+  Generator generator(load_model(checkpoint.model(), checkpoint.info.settings), window, checkpoint.weights(),
+                      *device);
   if (!generator.why_no_cache().empty())
     std::cerr << "kumi: note: every token computes the whole window, as there can be no cache: "
               << generator.why_no_cache() << "\n";

@@ -16,6 +16,7 @@
 #include "runtime/checkpoint.h"
 #include "runtime/executor.h"
 #include "runtime/initialize.h"
+#include "runtime/state_files.h"
 
 namespace kumi {
 namespace {
@@ -111,12 +112,10 @@ class Run {
   }
 
   void load(Executor& executor) const {
-    for (const State& state : executor.plan().states) {
-      if (state.initializer.kind == Initializer::kZeros) continue;
-      if (state.kind == State::kWeight && !options_.weights.empty()) continue;
-      executor.write_state(state.name, initial_value(state, options_.seed).data());
-    }
-    if (!options_.weights.empty()) load_states(SafetensorsFile(options_.weights), State::kWeight, executor);
+    for (const State& state : executor.plan().states)
+      if (state.kind != State::kWeight || options_.weights.empty())
+        initialize_state(state, options_.seed, executor);
+    if (!options_.weights.empty()) load_states(open_weights(options_.weights), State::kWeight, executor);
   }
 
   bool is_written(const GraphPlan& graph, const PlanPort& port, const Executor& executor) const {
@@ -191,8 +190,10 @@ void add_run_command(CLI::App& app, CommandAction* run) {
   add_repeated(command, "--size", &options->model.sizes,
                "binds a free size; repeatable. Without it the feed's shapes do");
   command
-      ->add_option("--weights", options->weights,
-                   "safetensors with every weight by its name; without it the weights' initial values")
+      ->add_option(
+          "--weights", options->weights,
+          "safetensors with every weight by its name, or a checkpoint's folder; without it the weights' "
+          "initial values")
       ->type_name("FILE");
   command->add_option("--feed", options->feed, "safetensors with the inputs by their names")
       ->type_name("FILE");

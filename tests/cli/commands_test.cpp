@@ -5,6 +5,7 @@
 
 #include "runtime/atomic_file.h"
 #include "tests/support/run_command.h"
+#include "tests/support/sharded_states.h"
 #include "tests/support/tiny_run.h"
 
 namespace kumi::testing {
@@ -152,6 +153,16 @@ TEST_F(TrainedModel, Generates) {
   const CommandResult verbose = run_kumi({"generate", run(), "the", "--max-tokens", "5", "--verbose"});
   expect_contains(verbose.err, " tokens/s, prompt of ");
   succeed({"generate", run() + "/checkpoints/step-00000038", "the", "--top-p", "0.5", "--max-tokens", "5"});
+}
+
+TEST_F(TrainedModel, GeneratesFromWhatManyRanksSaved) {
+  const TemporaryFolder sharded;
+  const std::filesystem::path checkpoint = sharded / "step-00000040";
+  std::filesystem::copy(run() + "/checkpoints/step-00000040", checkpoint);
+  shard_checkpoint(checkpoint, {2, 2});
+  ASSERT_FALSE(std::filesystem::exists(checkpoint / "model.safetensors"));
+  EXPECT_EQ(succeed({"generate", checkpoint.string(), "the ka", "--max-tokens", "20", "--seed", "3"}),
+            succeed({"generate", run(), "the ka", "--max-tokens", "20", "--seed", "3"}));
 }
 
 TEST_F(TrainedModel, TokenizerCommandsAreInverse) {

@@ -16,6 +16,7 @@
 #include "runtime/atomic_file.h"
 #include "tests/support/json_lines.h"
 #include "tests/support/run_command.h"
+#include "tests/support/sharded_states.h"
 #include "tests/support/tiny_run.h"
 
 namespace kumi::testing {
@@ -236,6 +237,22 @@ TEST_F(Train, PassesOverDamagedCheckpoints) {
   expect_contains(result.out, "step-00000018");
   expect_contains(result.out, "resuming after step 16");
   expect_same_run("damaged", "reference");
+}
+
+TEST_F(Train, GoesOnFromWhatManyRanksSaved) {
+  succeed("reference");
+  succeed("sharded", {"--set", "steps=20"});
+  const fs::path saved = checkpoints("sharded") / "step-00000020";
+  const fs::path weights = folder_.write("w.safetensors", read_file(saved / "model.safetensors"));
+  shard_checkpoint(saved, {2, 3});
+  ASSERT_FALSE(fs::exists(saved / "model.safetensors"));
+  // Its weights as the first ones of another run.
+  succeed("of file", {"--set", "steps=2", "--set", "init_from=" + weights.string()});
+  succeed("of folder", {"--set", "steps=2", "--set", "init_from=" + saved.string()});
+  EXPECT_TRUE(read_file(exported("of file")) == read_file(exported("of folder")));
+
+  succeed("sharded", {"--resume"});
+  expect_same_run("sharded", "reference");
 }
 
 TEST_F(Train, EndsWithAnErrorWhenAllCheckpointsAreDamaged) {

@@ -138,8 +138,8 @@ class GenerateModel : public ::testing::TestWithParam<testing::ExampleModel> {
 
   std::unique_ptr<Generator> generator(bool use_cache, int64_t window = kWindow) const {
     return std::make_unique<Generator>(load_model(GetParam().path(), GetParam().settings), window,
-                                       SafetensorsFile(folder_ / "weights.safetensors"),
-                                       testing::cpu_device(), use_cache);
+                                       StoredTensors(folder_ / "weights.safetensors"), testing::cpu_device(),
+                                       use_cache);
   }
 
   static std::vector<int32_t> random_text(int64_t size, uint64_t seed) {
@@ -268,7 +268,7 @@ TEST(Generate, AModelThatCannotHaveACacheComputesItsWindow) {
 )");
   const testing::ExampleModel model{folder / "m.kumi"};
   testing::write_weights_and_feed(model, folder, 1);
-  Generator generator(load_model(model.path(), {}), 8, SafetensorsFile(folder / "weights.safetensors"),
+  Generator generator(load_model(model.path(), {}), 8, StoredTensors(folder / "weights.safetensors"),
                       testing::cpu_device());
   EXPECT_NE(generator.why_no_cache().find("not causal"), std::string::npos) << generator.why_no_cache();
   EXPECT_EQ(generator.why_no_cache().find('\n'), std::string::npos);

@@ -64,9 +64,7 @@ std::vector<OwnedFeed> random_feeds(const GraphPlan& graph, uint64_t batch) {
 Bits train(Plan plan, int64_t accumulation) {
   Executor executor(std::move(plan), cpu_device());
   EXPECT_EQ(executor.state_bytes() + executor.arena_bytes(), planned_memory(executor.plan().module).total());
-  for (const State& state : executor.plan().states)
-    if (state.initializer.kind != Initializer::kZeros)
-      executor.write_state(state.name, initial_value(state, kSeed).data());
+  for (const State& state : executor.plan().states) initialize_state(state, kSeed, executor);
   Bits bits;
   for (int step = 0; step < kSteps; ++step) {
     for (int64_t i = 0; i < accumulation; ++i) {
@@ -178,8 +176,7 @@ TEST(RecomputedBits, DoNotDependOnWhatIsFused) {
     *one.find_graph("gradient") =
         with_recomputation(split_at_backward(module, gradient), drops, drops.size());
     Executor executor(make_plan(run_pipeline(std::move(one), options)), cpu_device());
-    for (const State& state : executor.plan().states)
-      executor.write_state(state.name, initial_value(state, kSeed).data());
+    for (const State& state : executor.plan().states) initialize_state(state, kSeed, executor);
     const std::vector<OwnedFeed> feeds = random_feeds(executor.graph("gradient"), 0);
     executor.run("gradient", std::vector<Feed>{feeds.at(0).feed});
     Bits bits;

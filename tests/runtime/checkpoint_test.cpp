@@ -10,6 +10,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "runtime/state_files.h"
 #include "tests/support/fake_device.h"
 #include "tests/support/placed_states.h"
 #include "tests/support/temporary_folder.h"
@@ -135,7 +136,7 @@ TEST_F(CheckpointTest, ComesBackToTheBit) {
     EXPECT_EQ(bytes_of(other, name), bytes_of(executor_, name)) << name;
   EXPECT_EQ(bytes_of(other, "gradient.norm.weight"), accumulator);
 
-  const SafetensorsFile weights(checkpoint.weights()), optimizer(checkpoint.optimizer());
+  const SafetensorsFile weights(saved / "model.safetensors"), optimizer(saved / "optimizer.safetensors");
   EXPECT_EQ(weights.names().size(), 2u);
   EXPECT_EQ(optimizer.names().size(), 2u);
   EXPECT_EQ(weights.tensor("embed.weight").shape, (std::vector<int64_t>{3, 4}));
@@ -236,8 +237,10 @@ TEST_F(CheckpointTest, RefusesNumbersThatCannotBe) {
                                      {"seq", 0},
                                      {"step", "7"},
                                      {"seed", nullptr},
-                                     {"format", 2},
+                                     {"format", 3},
                                      {"hashes", 1},
+                                     {"ranks", 0},
+                                     {"tensors", nullptr},
                                      {"model", nlohmann::json::array()}}) {
     nlohmann::json json = nlohmann::json::parse(valid);
     json[field] = value;
@@ -299,7 +302,7 @@ TEST_F(CheckpointTest, LoadsOnlyWhatFits) {
   const auto load = [&](const std::vector<TensorToWrite>& tensors) {
     const fs::path path = folder_ / "weights.safetensors";
     write_safetensors(path, tensors);
-    return failure([&] { load_states(SafetensorsFile(path), State::kWeight, executor_); });
+    return failure([&] { load_states(StoredTensors(path), State::kWeight, executor_); });
   };
   const std::vector<float> zeros(20);
   const std::vector<int32_t> integers(20);
@@ -327,7 +330,7 @@ TEST_F(CheckpointTest, WidensHalfPrecisionWeights) {
   const std::vector<TensorToWrite> tensors = {{"embed.weight", DType::BF16, {3, 4}, ones.data()},
                                               {"norm.weight", DType::F64, {5}, halves.data()}};
   write_safetensors(folder_ / "weights.safetensors", tensors);
-  load_states(SafetensorsFile(folder_ / "weights.safetensors"), State::kWeight, executor_);
+  load_states(StoredTensors(folder_ / "weights.safetensors"), State::kWeight, executor_);
   float embed[12], norm[5];
   executor_.read_state("embed.weight", embed);
   executor_.read_state("norm.weight", norm);

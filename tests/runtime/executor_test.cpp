@@ -139,6 +139,13 @@ TEST_F(ExecutorTest, StatesBeginAsZerosAndKeepTheirValues) {
   executor_->run("update", {});
   executor_->read_state("weight", weight);
   EXPECT_TRUE(std::equal(weight, weight + 6, written));
+  const float two[2] = {50, 40};
+  executor_->write_state("weight", two, sizeof(float), sizeof two);
+  float three[3] = {0, 0, 0};
+  executor_->read_state("weight", three, 0, sizeof three);
+  EXPECT_EQ(std::vector<float>(three, three + 3), (std::vector<float>{6, 50, 40}));
+  executor_->read_state("weight", weight);
+  EXPECT_EQ(weight[3], 3);
   EXPECT_EQ(executor_->state("count").kind, State::kOptimizer);
   EXPECT_TRUE(executor_->has_state("weight"));
   EXPECT_FALSE(executor_->has_state("wight"));
@@ -198,6 +205,15 @@ TEST_F(ExecutorTest, NamesGraphsAndOutputsThatAreMissing) {
   };
   for (const std::string& message : {read(0, 25), read(-1, 1), read(24, 1), read(0, -1), read(25, 0)})
     expect_contains(message, "of the output 'y', which has 24");
+  const auto read_state = [this, &bytes](int64_t offset, int64_t count) {
+    return message_of([&] { executor_->read_state("weight", bytes, offset, count); });
+  };
+  const auto write_state = [this, &bytes](int64_t offset, int64_t count) {
+    return message_of([&] { executor_->write_state("weight", bytes, offset, count); });
+  };
+  for (const std::string& message : {read_state(0, 25), read_state(-1, 1), read_state(25, 0),
+                                     write_state(24, 1), write_state(0, -1), write_state(-4, 4)})
+    expect_contains(message, "of the state \"weight\", which has 24");
   executor_->run("update", {});
   expect_contains(message_of([&] { executor_->output("y"); }), "the graph 'update' has no output 'y'");
 }

@@ -11,6 +11,8 @@
 #include <cstring>
 #include <random>
 
+#include "tests/support/sharded_states.h"
+
 namespace kumi {
 namespace {
 
@@ -148,6 +150,62 @@ TEST(InitialValue, ElementsDoNotDependOnSizeOrThreads) {
     State matrix = state_of(DType::F32, 1, initializer);
     matrix.type.shape = {Dim(7), Dim(9)};
     EXPECT_TRUE(std::equal(large.begin(), large.begin() + 63, values_of(matrix).begin()));
+  }
+}
+
+TEST(InitialValue, APartHasTheNumbersOfTheWhole) {
+  constexpr int64_t kCount = (3 << 20) + 5;
+  for (const Initializer initializer :
+       {Initializer{Initializer::kNormal, 1}, Initializer{Initializer::kUniform, 1},
+        Initializer{Initializer::kConstant, 3}})
+    for (const DType dtype : {DType::F32, DType::BF16}) {
+      const std::vector<std::byte> whole = initial_value(state_of(dtype, kCount, initializer), 5);
+      const int64_t size = size_of(dtype);
+      for (const auto& [begin, count] : {std::pair<int64_t, int64_t>{0, 1},
+                                         {1, 1},
+                                         {1, 2},
+                                         {2, 5},
+                                         {7, 0},
+                                         {kCount - 3, 3},
+                                         {3, (2 << 20) + 1},
+                                         {999, kCount - 999}}) {
+        const std::vector<std::byte> part = initial_values("w", initializer, dtype, 5, begin, count);
+        ASSERT_EQ(part.size(), static_cast<size_t>(count * size));
+        EXPECT_TRUE(std::equal(part.begin(), part.end(), whole.begin() + begin * size))
+            << to_string(initializer) << " " << begin << " " << count;
+      }
+    }
+}
+
+// Of flat and cut states, on every mesh, in each rank's pieces.
+TEST(InitialValue, RanksHaveTogetherWhatOneHas) {
+  const std::vector<testing::ModelTensor> tensors = {
+      {"a", State::kWeight, DType::F32, {5, 3}, {Initializer::kNormal, 1}},
+      {"b", State::kWeight, DType::F32, {4}, {Initializer::kOnes, 0}},
+      {"z", State::kWeight, DType::F32, {2}, {Initializer::kZeros, 0}},
+      {"c", State::kWeight, DType::F32, {7}, {Initializer::kUniform, 1}}};
+  std::vector<float> expected;
+  for (const testing::ModelTensor& tensor : tensors)
+    for (float value : values_of(testing::whole_state(tensor), 9)) expected.push_back(value);
+  for (const Mesh& mesh : {Mesh{1, 1}, Mesh{1, 2}, Mesh{2, 3}, Mesh{4, 2}}) {
+    const std::vector<MeshGroup> cut = {MeshGroup::kNode, MeshGroup::kCrossNode};
+    State replica = testing::flat_state("r", tensors, mesh, {MeshGroup::kNode});
+    replica.kind = State::kReplica;
+    testing::ShardedModel model(mesh, {testing::flat_state("f", tensors, mesh, cut), replica});
+    for (int64_t rank = 0; rank < mesh.ranks(); ++rank) {
+      for (const State& state : model.executor(rank).plan().states)
+        initialize_state(state, 9, model.executor(rank), rank);
+      const State& state = model.executor(rank).state("f");
+      std::vector<float> piece(static_cast<size_t>(state.type.shape[0].number()));
+      model.executor(rank).read_state("f", piece.data());
+      const auto index = static_cast<size_t>(rank % mesh.local * mesh.nodes + rank / mesh.local);
+      for (size_t i = 0; i < piece.size(); ++i) {
+        const size_t at = index * piece.size() + i;
+        EXPECT_EQ(piece[i], at < expected.size() ? expected[at] : 0) << at << " on rank " << rank;
+      }
+      const std::string copy = model.storage(model.executor(rank).state("r"), rank);
+      EXPECT_EQ(copy, std::string(copy.size(), '\0'));  // a replica is made from weights
+    }
   }
 }
 
