@@ -93,6 +93,20 @@ bool kills_after_signal() {
 
 }  // namespace
 
+Ranks Rank::ranks() const {
+  if (communicator == nullptr) return {};
+  Communicator* const all = communicator;
+  Ranks ranks;
+  ranks.rank = all->rank();
+  ranks.count = all->mesh().ranks();
+  ranks.all_gather_text = [all](const std::string& text) { return all->all_gather_text(text); };
+  ranks.bring_text = [all](const std::string& text, int64_t from) {
+    std::vector<std::string> texts = all->gather_text(all->rank() == from ? text : "");
+    return texts.empty() ? std::string() : std::move(texts[static_cast<size_t>(from)]);
+  };
+  return ranks;
+}
+
 int run_on_ranks(const RanksRequest& request, const std::function<int(const Rank&)>& work) {
   if (request.threads) return run_on_threads(request, work);
   if (!is_launched_by_mpi()) {

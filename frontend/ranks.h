@@ -7,6 +7,7 @@
 
 #include "runtime/communicator.h"
 #include "runtime/device.h"
+#include "runtime/ranks.h"
 
 namespace kumi {
 
@@ -24,6 +25,8 @@ struct Rank {
 
   int64_t number() const { return communicator == nullptr ? 0 : communicator->rank(); }
   bool is_main() const { return number() == 0; }
+  // For reading and writing files together.
+  Ranks ranks() const;
   Mesh mesh() const { return communicator == nullptr ? Mesh() : communicator->mesh(); }
 };
 

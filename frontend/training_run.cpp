@@ -99,12 +99,13 @@ class TrainingRun {
 
   void find_checkpoint() {
     if (recipe_.output.empty()) return;
-    checkpoint_ = latest_checkpoint(checkpoints(), [&](const std::string& line) { say("warning: " + line); });
+    checkpoint_ = latest_checkpoint(
+        checkpoints(), [&](const std::string& line) { say("warning: " + line); }, rank_.ranks());
     if (checkpoint_ && !request_.resume)
       throw Error(concat("there is a run already, up to step ", checkpoint_->info.step))
           .at({checkpoints()})
           .hint("--resume goes on; to start anew remove the folder or choose another output");
-    remove_unfinished_checkpoints(checkpoints());
+    if (rank_.is_main()) remove_unfinished_checkpoints(checkpoints());
     if (request_.resume && !checkpoint_)
       say(concat("no checkpoint in ", checkpoints().string(), " yet: starting at step 1"));
     if (checkpoint_ && checkpoint_->info.recipe != recipe_.text)
@@ -136,9 +137,9 @@ class TrainingRun {
 
   void first_states(Executor& executor) {
     if (checkpoint_)
-      restore_checkpoint(*checkpoint_, executor);
+      restore_checkpoint(*checkpoint_, executor, rank_.ranks());
     else
-      initialize_states(recipe_, executor);
+      initialize_states(recipe_, executor, rank_.ranks());
     make_replicas(executor);
   }
 
@@ -247,7 +248,7 @@ class TrainingRun {
                " at its peak"));
     if (!recipe_.output.empty()) say(concat("run       ", recipe_.output.string()));
     if (!request_.export_file.empty()) {
-      export_states(request_.export_file, State::kWeight, executor);
+      export_states(request_.export_file, State::kWeight, executor, rank_.ranks());
       say(concat("weights   ", request_.export_file.string()));
     }
     return kExitSuccess;
@@ -283,7 +284,7 @@ class TrainingRun {
       info.tokenizer_file = "tokenizer.model";
       files.emplace_back(info.tokenizer_file, data_.tokenizer->model());
     }
-    return save_checkpoint(checkpoints(), info, files, executor, recipe_.checkpoint_keep);
+    return save_checkpoint(checkpoints(), info, files, executor, recipe_.checkpoint_keep, rank_.ranks());
   }
 
   const Recipe& recipe_;

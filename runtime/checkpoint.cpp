@@ -97,7 +97,7 @@ std::vector<StoredTensor> collected(const std::vector<nlohmann::json>& reports, 
   std::unordered_map<std::string, size_t> index;
   for (const TensorOfState& tensor : tensors_of(executor.plan().states, kind)) {
     index.emplace(tensor.name, tensors.size());
-    tensors.push_back({tensor.name, tensor.dtype, tensor.shape, {}});
+    tensors.push_back({tensor.name, tensor.dtype, numbers(tensor.shape), {}});
   }
   for (const nlohmann::json& report : reports)
     for (const nlohmann::json& piece : report.at(what))
