@@ -59,15 +59,6 @@ Part part_of(const TensorPiece& piece, DType dtype, int64_t begin, int64_t count
 
 // ------------------------------------------------------------------------------------------- loading
 
-// Of all states of a kind, by name.
-std::unordered_map<std::string, Shape> shapes_of(State::Kind kind, const Executor& executor) {
-  std::unordered_map<std::string, Shape> shapes;
-  for (const State* state : states_of(kind, executor)) {
-    if (state->tensors.empty()) shapes.emplace(state->name, state->type.shape);
-    for (const FlatTensor& tensor : state->tensors) shapes.emplace(tensor.name, tensor.shape);
-  }
-  return shapes;
-}
 
 std::string listed(const std::vector<std::string>& names) {
   constexpr size_t kMost = 5;
@@ -101,17 +92,15 @@ void check_names(const StoredTensors& stored, const std::vector<TensorOfState>& 
 }
 
 // Of all tensors, so that one run shows every one that does not fit.
-void check_shapes(const StoredTensors& stored, const std::vector<TensorOfState>& tensors, State::Kind kind,
-                  const Executor& executor) {
+void check_shapes(const StoredTensors& stored, const std::vector<TensorOfState>& tensors) {
   constexpr size_t kMost = 5;
   std::optional<Error> first;
   size_t wrong = 0;
-  const std::unordered_map<std::string, Shape> shapes = shapes_of(kind, executor);
   for (const TensorOfState& tensor : tensors) {
     const StoredTensor& found = *stored.find(tensor.name);
-    if (found.shape == tensor.shape || ++wrong > kMost) continue;
+    if (found.shape == numbers(tensor.shape) || ++wrong > kMost) continue;
     Error error(concat("the tensor ", tensor.name, " has shape ", to_string(found.shape)));
-    error.expected(concat(display(shapes.at(tensor.name)), ", its shape in the model")).at({stored.path()});
+    error.expected(concat(display(tensor.shape), ", its shape in the model")).at({stored.path()});
     if (first)
       first->also(std::move(error));
     else
@@ -154,7 +143,7 @@ void load_piece(const StoredTensors& stored, const State& state, const TensorPie
 std::vector<TensorSpec> specs_of(State::Kind kind, const Executor& executor) {
   std::vector<TensorSpec> specs;
   for (const TensorOfState& tensor : tensors_of(executor.plan().states, kind))
-    specs.push_back({tensor.name, tensor.dtype, tensor.shape});
+    specs.push_back({tensor.name, tensor.dtype, numbers(tensor.shape)});
   return specs;
 }
 
@@ -288,7 +277,7 @@ std::vector<StoredTensor> save_share(const fs::path& path, State::Kind kind, con
 void load_states(const StoredTensors& stored, State::Kind kind, Executor& executor, int64_t rank) {
   const std::vector<TensorOfState> tensors = tensors_of(executor.plan().states, kind);
   check_names(stored, tensors, kind);
-  check_shapes(stored, tensors, kind, executor);
+  check_shapes(stored, tensors);
   check_types(stored, tensors);
   Buffer buffer;
   for (const State* state : states_of(kind, executor))
