@@ -82,7 +82,8 @@ Executor::Executor(Plan plan, Device& device, Communicator* communicator)
       states_(nullptr, DeviceFree{&device}) {
   const Mesh& mesh = plan_.module.mesh;
   const Mesh present = communicator == nullptr ? Mesh() : communicator->mesh();
-  if (mesh != Mesh() && mesh != present)
+  const bool needs_others = communicator != nullptr || !plan_.collectives.empty();
+  if (needs_others && mesh != present)
     throw Error(concat("the plan is for a mesh of ", mesh.nodes, " x ", mesh.local, " ranks, and runs on ",
                        present.nodes, " x ", present.local))
         .hint("plan for the mesh that runs it");

@@ -44,7 +44,7 @@ struct LaunchSpan {
 class Executor {
  public:
   // Compiles and allocates; states start as zeros. Device and communicator must outlive the executor; a plan
-  // for several ranks needs a communicator of its mesh. Throws Error if a kernel does not compile, memory
+  // with collectives needs a communicator of its mesh. Throws Error if a kernel does not compile, memory
   // does not suffice or the meshes differ.
   Executor(Plan plan, Device& device, Communicator* communicator = nullptr);
 

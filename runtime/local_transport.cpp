@@ -83,7 +83,8 @@ class LocalTransport : public Transport {
  private:
   // Receives what is there. True if all are done.
   bool progress(std::span<Transfer> transfers, std::unique_lock<std::mutex>& lock) {
-    // Receiving lets go of the lock: what was looked at before may have changed without anybody waiting for it.
+    // Receiving lets go of the lock: what was looked at before may have changed without anybody waiting for
+    // it.
     bool has_received = true;
     while (has_received) {
       has_received = false;

@@ -59,7 +59,6 @@ Part part_of(const TensorPiece& piece, DType dtype, int64_t begin, int64_t count
 
 // ------------------------------------------------------------------------------------------- loading
 
-
 std::string listed(const std::vector<std::string>& names) {
   constexpr size_t kMost = 5;
   std::string text;

@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 
 #include "runtime/atomic_file.h"
+#include "tests/golden/golden_case.h"
 #include "tests/support/json_lines.h"
 #include "tests/support/run_command.h"
 #include "tests/support/temporary_folder.h"
@@ -36,69 +37,14 @@ constexpr double kBf16GradientNormTolerance = 8.0 / 256;
 constexpr double kNoisyWeightTolerance = 1e-3;
 constexpr char kNoisyWeight[] = "attn.c_attn.bias";
 
-fs::path golden_folder() {
-  if (const char* folder = std::getenv("KUMI_GOLDEN_DIR"); folder != nullptr && *folder != '\0')
-    return folder;
-  return fs::path(KUMI_SOURCE_DIR) / ".." / "shared" / "golden";
-}
-
-struct GoldenCase {
-  fs::path folder;
-  nlohmann::json json;
-
-  fs::path file(const std::string& name) const { return folder / (name + ".safetensors"); }
-  fs::path model() const {
-    return fs::path(KUMI_SOURCE_DIR) / "models" / (json.at("config").at("arch").get<std::string>() + ".kumi");
-  }
-  int steps() const { return json.at("steps"); }
-
-  // `--set model.NAME=VALUE` of every entry of "config" that describes the model and not its data.
-  std::vector<std::string> model_settings() const {
-    std::vector<std::string> arguments;
-    for (const auto& [name, value] : json.at("config").items()) {
-      const bool is_about_data =
-          name == "arch" || name == "batch" || name == "seq" || name == "seed" || name == "masked";
-      if (is_about_data) continue;
-      arguments.insert(arguments.end(), {"--set", "model." + name + "=" + value.dump()});
-    }
-    return arguments;
-  }
-
-  std::vector<std::string> optimizer_settings() const {
-    std::vector<std::string> arguments;
-    for (const auto& [name, value] : json.at("optimizer").items())
-      arguments.insert(arguments.end(), {"--set", "optimizer." + (name == "lr" ? "learning_rate" : name) +
-                                                      "=" + value.dump()});
-    return arguments;
-  }
-};
-
 class Golden : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
-    case_.folder = golden_folder() / GetParam();
-    if (!fs::exists(case_.folder / "case.json"))
-      GTEST_SKIP() << "there is no golden run " << case_.folder << "; set KUMI_GOLDEN_DIR to their folder";
-    case_.json = nlohmann::json::parse(read_file(case_.folder / "case.json"));
+    if (!case_.exists()) GTEST_SKIP() << case_.missing();
   }
 
-  // `kumi train` of all steps: what its log tells of each.
   std::vector<nlohmann::json> train(const std::vector<std::string>& more_settings) {
-    std::vector<std::string> arguments = {"train", std::string(KUMI_SOURCE_DIR) + "/models/replay.txtpb",
-                                          "--model", case_.model().string()};
-    const auto add = [&](const std::vector<std::string>& more) {
-      arguments.insert(arguments.end(), more.begin(), more.end());
-    };
-    add(case_.model_settings());
-    add(case_.optimizer_settings());
-    add({"--set", "init_from=" + case_.file("weights").string()});
-    add({"--set", "data.batches=" + case_.file("batches").string()});
-    add({"--log", (folder_ / "log.jsonl").string()});
-    add({"--export", (folder_ / "after.safetensors").string()});
-    add(more_settings);
-    const CommandResult result = run_kumi(arguments);
-    EXPECT_EQ(result.status, 0) << result.description();
-    return result.status == 0 ? read_steps(folder_ / "log.jsonl") : std::vector<nlohmann::json>();
+    return case_.train(more_settings);
   }
 
   // Losses, gradient norms and the trained weights.
@@ -113,7 +59,7 @@ class Golden : public ::testing::TestWithParam<const char*> {
       EXPECT_LE(relative_difference(loss, expected.at("losses").data[i]), kLossTolerance) << loss;
       EXPECT_LE(relative_difference(norm, expected.at("grad_norms").data[i]), kGradientNormTolerance) << norm;
     }
-    compare(read_tensors(folder_ / "after.safetensors"), "", expected, "after.", [](const std::string& name) {
+    compare(read_tensors(case_.exported()), "", expected, "after.", [](const std::string& name) {
       return name.ends_with(kNoisyWeight) ? kNoisyWeightTolerance : kWeightTolerance;
     });
   }
@@ -136,7 +82,7 @@ class Golden : public ::testing::TestWithParam<const char*> {
     EXPECT_EQ(found_count, compared);
   }
 
-  GoldenCase case_;
+  const GoldenRun case_{GetParam()};
   TemporaryFolder folder_;
 };
 
@@ -190,7 +136,7 @@ TEST_P(Golden, TrainingInBf16StaysNear) {
 
 // The mean over all unmasked labels of the global batch must not depend on how it is cut.
 TEST_P(Golden, MicroBatchesGiveTheSameAsTheWholeBatch) {
-  const int batch = case_.json.at("config").at("batch");
+  const int batch = case_.json().at("config").at("batch");
   int parts = 0;
   for (const int candidate : {3, 2})
     if (parts == 0 && batch % candidate == 0) parts = candidate;

@@ -77,8 +77,8 @@ const std::vector<OpCase>& all_cases() {
     register_all_ops();
     std::vector<OpCase> all;
     for (auto family : {arithmetic_cases, attention_cases, cache_cases, embedding_cases, layout_cases,
-                        loss_cases, matmul_cases, normalization_cases, optimizer_cases, reduction_cases,
-                        rope_cases, softmax_cases, state_cases})
+                        loss_cases, matmul_cases, normalization_cases, optimizer_cases, quantization_cases,
+                        reduction_cases, rope_cases, softmax_cases, state_cases})
       for (OpCase& one : family()) all.push_back(std::move(one));
     return all;
   }();

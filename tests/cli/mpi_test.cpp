@@ -1,0 +1,80 @@
+// Ranks as processes of an MPI job: the golden run under mpirun, a rank that is killed, ranks that differ.
+#include <gtest/gtest.h>
+
+#include <unistd.h>
+
+#include "tests/golden/golden_case.h"
+
+namespace kumi::testing {
+namespace {
+
+namespace fs = std::filesystem;
+
+fs::path mpirun() {
+  for (const char* path : {"/usr/bin/mpirun", "/usr/local/bin/mpirun"})
+    if (fs::exists(path)) return path;
+  return {};
+}
+
+class MpiJob : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (mpirun().empty() || !fs::exists(fs::path(KUMI_BINARY_DIR) / "libkumi_mpi.so"))
+      GTEST_SKIP() << "there is no mpirun, or Kumi was built without MPI";
+    if (!run_.exists()) GTEST_SKIP() << run_.missing();
+  }
+
+  // `mpirun -n 4 kumi train ...` of the golden run.
+  std::vector<std::string> command(const std::vector<std::string>& more) const {
+    std::vector<std::string> all = {mpirun().string(), "--oversubscribe", "-n", "4"};
+    const std::vector<std::string> train = kumi_command(
+        {"train", std::string(KUMI_SOURCE_DIR) + "/models/replay.txtpb", "--model", run_.model().string()});
+    all.insert(all.end(), train.begin(), train.end());
+    const std::vector<std::string> settings = run_.model_settings();
+    all.insert(all.end(), settings.begin(), settings.end());
+    for (const std::string& argument :
+         {std::string("--set"), "init_from=" + run_.file("weights").string(), std::string("--set"),
+          "data.batches=" + run_.file("batches").string(), std::string("--log"),
+          (run_.folder() / "log.jsonl").string(), std::string("--export"), run_.exported().string()})
+      all.push_back(argument);
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  }
+
+  CommandOptions options() const {
+    CommandOptions options;
+    // Containers run tests as root; some forbid processes to look into each other's memory.
+    options.environment = {{"OMPI_ALLOW_RUN_AS_ROOT", "1"},
+                           {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"},
+                           {"OMPI_MCA_btl_vader_single_copy_mechanism", "none"}};
+    return options;
+  }
+
+  const GoldenRun run_{"plamo-d"};
+};
+
+TEST_F(MpiJob, FollowsTheGoldenRun) {
+  const CommandResult result =
+      Process(command({"--set", "mesh.local=2", "--set", "sharding=zero3_local"}), options()).wait();
+  ASSERT_EQ(result.status, 0) << result.description();
+  run_.expect_trained_weights(1e-4);
+  EXPECT_EQ(read_steps(run_.folder() / "log.jsonl").size(), static_cast<size_t>(run_.steps()));
+  EXPECT_NE(result.out.find("4 on 2 nodes, zero3_local"), std::string::npos) << result.out;
+}
+
+TEST_F(MpiJob, AMeshThatTheRanksDoNotFillIsRefused) {
+  const CommandResult result = Process(command({"--set", "mesh.local=3"}), options()).wait();
+  EXPECT_NE(result.status, 0);
+  EXPECT_NE(result.err.find("mesh.local is 3, and there are 4 ranks"), std::string::npos)
+      << result.description();
+}
+
+TEST_F(MpiJob, AnErrorOfTheJobIsSaid) {
+  const CommandResult result = Process(command({"--set", "data.batch_size=6"}), options()).wait();
+  EXPECT_NE(result.status, 0);
+  EXPECT_NE(result.err.find("does not fall into equal parts for 4 ranks"), std::string::npos)
+      << result.description();
+}
+
+}  // namespace
+}  // namespace kumi::testing

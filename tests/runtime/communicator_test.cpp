@@ -1,0 +1,222 @@
+// Collectives over local ranks: right sums and places, the bytes that the formulas say, the same bits again,
+// and an end within the limit when a rank does not come.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <functional>
+#include <random>
+#include <thread>
+
+#include "graph/error.h"
+#include "runtime/local_transport.h"
+
+namespace kumi {
+namespace {
+
+using Communicators = std::vector<std::unique_ptr<Communicator>>;
+
+// On each rank, in a thread of its own.
+void on_ranks(const Communicators& communicators, const std::function<void(Communicator&)>& work) {
+  std::vector<std::jthread> threads;
+  for (const std::unique_ptr<Communicator>& communicator : communicators)
+    threads.emplace_back([&] { work(*communicator); });
+}
+
+// The value of element i of rank r's segment s: small integers, so that sums are exact in any order.
+float value(int64_t rank, size_t segment, int64_t i) {
+  return static_cast<float>((rank * 31 + static_cast<int64_t>(segment) * 7 + i * 3) % 101 - 50);
+}
+
+struct Case {
+  CollectiveCall call;
+
+  bool takes_pieces() const {
+    return call.kind == CollectiveCall::kReduceScatter || call.kind == CollectiveCall::kAllToAll;
+  }
+  bool gives_pieces() const {
+    return call.kind == CollectiveCall::kAllGather || call.kind == CollectiveCall::kAllToAll;
+  }
+  int64_t inputs(size_t s) const { return call.segments[s].elements * (takes_pieces() ? call.ranks : 1); }
+  int64_t outputs(size_t s) const { return call.segments[s].elements * (gives_pieces() ? call.ranks : 1); }
+
+  float expected(const Mesh& mesh, int64_t rank, size_t s, int64_t i) const {
+    const std::vector<int64_t> members = mesh.members(call.group, rank);
+    const int64_t own = mesh.index(call.group, rank), elements = call.segments[s].elements;
+    const auto member = [&](int64_t index) { return members[static_cast<size_t>(index)]; };
+    if (call.kind == CollectiveCall::kAllGather) return value(member(i / elements), s, i % elements);
+    if (call.kind == CollectiveCall::kAllToAll)
+      return value(member(i / elements), s, own * elements + i % elements);
+    const int64_t at = call.kind == CollectiveCall::kReduceScatter ? own * elements + i : i;
+    float sum = 0;
+    for (int64_t other : members) sum += value(other, s, at);
+    return sum;
+  }
+};
+
+std::vector<Case> random_cases(const Mesh& mesh, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::vector<Case> cases;
+  for (auto kind : {CollectiveCall::kAllGather, CollectiveCall::kReduceScatter, CollectiveCall::kAllReduce,
+                    CollectiveCall::kAllToAll})
+    for (MeshGroup group : kAllMeshGroups) {
+      Case one;
+      one.call.kind = kind;
+      one.call.group = group;
+      one.call.ranks = mesh.size(group);
+      // None at all, a few, and more than go into one chunk of a sum.
+      for (int64_t elements : {int64_t{0}, int64_t{1} + static_cast<int64_t>(random() % 50), int64_t{12},
+                               int64_t{300000} * mesh.size(group)})
+        if (elements < 100000 || random() % 4 == 0) one.call.segments.push_back({DType::F32, elements});
+      cases.push_back(one);
+    }
+  return cases;
+}
+
+void run_and_check(Communicator& communicator, const std::vector<Case>& cases) {
+  const Mesh& mesh = communicator.mesh();
+  const int64_t rank = communicator.rank();
+  struct Running {
+    std::vector<std::vector<float>> buffers;
+    std::vector<void*> pointers;
+    std::unique_ptr<Collective> collective;
+  };
+  std::vector<Running> running(cases.size());
+  for (size_t c = 0; c < cases.size(); ++c) {
+    const Case& one = cases[c];
+    Running& run = running[c];
+    for (size_t s = 0; s < one.call.segments.size(); ++s) {
+      std::vector<float>& in = run.buffers.emplace_back(static_cast<size_t>(one.inputs(s)));
+      for (size_t i = 0; i < in.size(); ++i) in[i] = value(rank, s, static_cast<int64_t>(i));
+    }
+    for (size_t s = 0; s < one.call.segments.size(); ++s)
+      run.buffers.emplace_back(static_cast<size_t>(one.outputs(s)), -1e9F);
+    for (std::vector<float>& buffer : run.buffers) run.pointers.push_back(buffer.data());
+    run.collective = communicator.prepare(one.call, to_string(one.call.kind));
+    run.collective->start(run.pointers.data());  // all are in flight together
+  }
+  for (size_t c = 0; c < cases.size(); ++c) {
+    running[c].collective->wait();
+    const size_t segments = cases[c].call.segments.size();
+    for (size_t s = 0; s < segments; ++s) {
+      const std::vector<float>& out = running[c].buffers[segments + s];
+      for (size_t i = 0; i < out.size(); ++i)
+        ASSERT_EQ(out[i], cases[c].expected(mesh, rank, s, static_cast<int64_t>(i)))
+            << to_string(cases[c].call.kind) << " over " << to_string(cases[c].call.group) << ", rank "
+            << rank << ", segment " << s << ", element " << i;
+    }
+  }
+}
+
+class LocalCommunicators : public ::testing::TestWithParam<std::pair<int, int>> {
+ protected:
+  const Mesh mesh_{GetParam().first, GetParam().second};
+};
+
+TEST_P(LocalCommunicators, GiveWhatTheCollectivesSay) {
+  constexpr uint32_t kSeed = 7;
+  const Communicators all = make_local_communicators(mesh_);
+  const std::vector<Case> cases = random_cases(mesh_, kSeed);
+  on_ranks(all, [&](Communicator& communicator) { run_and_check(communicator, cases); });
+  for (const std::unique_ptr<Communicator>& communicator : all)
+    for (const Traffic& traffic : communicator->traffic()) {
+      int64_t bytes = 0, collectives = 0;
+      for (const Case& one : cases)
+        if (one.call.kind == traffic.kind && one.call.group == traffic.group) {
+          bytes += bytes_sent(one.call);
+          ++collectives;
+        }
+      EXPECT_EQ(traffic.bytes, bytes) << to_string(traffic.kind) << " " << to_string(traffic.group);
+      EXPECT_EQ(traffic.collectives, collectives);
+    }
+}
+
+TEST_P(LocalCommunicators, SumInPlaceToTheSameBitsOnAllRanksAndEachTime) {
+  CollectiveCall call{CollectiveCall::kAllReduce, MeshGroup::kWorld, mesh_.ranks(), {{DType::F32, 24 * 7}}};
+  std::vector<std::vector<float>> sums;
+  for (int repeat = 0; repeat < 2; ++repeat) {
+    const Communicators all = make_local_communicators(mesh_);
+    std::vector<std::vector<float>> buffers(all.size());
+    on_ranks(all, [&](Communicator& communicator) {
+      std::vector<float>& buffer = buffers[static_cast<size_t>(communicator.rank())];
+      std::mt19937 random(static_cast<uint32_t>(communicator.rank()));
+      for (int64_t i = 0; i < call.segments[0].elements; ++i)
+        buffer.push_back(std::normal_distribution<float>()(random));
+      void* pointers[2] = {buffer.data(), buffer.data()};
+      const std::unique_ptr<Collective> sum = communicator.prepare(call, "sum");
+      sum->start(pointers);
+      sum->wait();
+    });
+    sums.insert(sums.end(), buffers.begin(), buffers.end());
+  }
+  for (const std::vector<float>& sum : sums) EXPECT_EQ(sum, sums[0]);
+}
+
+TEST_P(LocalCommunicators, ExchangeTexts) {
+  const Communicators all = make_local_communicators(mesh_);
+  on_ranks(all, [&](Communicator& communicator) {
+    const std::string own(static_cast<size_t>(communicator.rank() * 1000), 'x');
+    const std::vector<std::string> texts = communicator.all_gather_text(own);
+    ASSERT_EQ(texts.size(), all.size());
+    for (size_t rank = 0; rank < texts.size(); ++rank) EXPECT_EQ(texts[rank].size(), rank * 1000);
+    const std::vector<std::string> brought = communicator.gather_text(own);
+    EXPECT_EQ(brought.size(), communicator.rank() == 0 ? all.size() : 0);
+    communicator.barrier();
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Meshes, LocalCommunicators,
+                         ::testing::Values(std::pair(1, 1), std::pair(1, 2), std::pair(1, 4), std::pair(2, 2),
+                                           std::pair(4, 2), std::pair(2, 3)),
+                         [](const auto& info) {
+                           return std::to_string(info.param.first) + "x" + std::to_string(info.param.second);
+                         });
+
+std::string message_of_wait(Communicator& communicator, const std::string& what) {
+  CollectiveCall call{
+      CollectiveCall::kAllReduce, MeshGroup::kWorld, communicator.mesh().ranks(), {{DType::F32, 12}}};
+  std::vector<float> buffer(12);
+  void* pointers[2] = {buffer.data(), buffer.data()};
+  const std::unique_ptr<Collective> sum = communicator.prepare(call, what);
+  sum->start(pointers);
+  try {
+    sum->wait();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(CommunicatorFaults, ARankThatDoesNotComeIsNamed) {
+  CommunicatorOptions options;
+  options.timeout_seconds = 0.3;
+  const Communicators all = make_local_communicators({1, 3}, options);
+  on_ranks(all, [&](Communicator& communicator) {
+    if (communicator.rank() == 2) return;
+    const std::string message = message_of_wait(communicator, "all_reduce of model.layers.3");
+    EXPECT_NE(message.find("has waited 0.3 s for rank"), std::string::npos) << message;
+    EXPECT_NE(message.find("all_reduce of model.layers.3"), std::string::npos) << message;
+    // Out of step from then on: nothing that follows works, nor waits.
+    EXPECT_NE(message_of_wait(communicator, "later"), "");
+  });
+}
+
+TEST(CommunicatorFaults, AnAbortEndsTheOthers) {
+  const Communicators all = make_local_communicators({1, 3});
+  on_ranks(all, [&](Communicator& communicator) {
+    if (communicator.rank() == 1) {
+      communicator.abort("the disk is full");
+      return;
+    }
+    const std::string message = message_of_wait(communicator, "sum");
+    EXPECT_NE(message.find("rank 1 has ended the job: the disk is full"), std::string::npos) << message;
+  });
+}
+
+TEST(CommunicatorFaults, RefusesACollectiveOfAnotherMesh) {
+  const Communicators all = make_local_communicators({1, 2});
+  CollectiveCall call{CollectiveCall::kAllGather, MeshGroup::kWorld, 3, {{DType::F32, 1}}};
+  EXPECT_THROW((void)all[0]->prepare(call, "gather"), Error);
+}
+
+}  // namespace
+}  // namespace kumi
