@@ -62,9 +62,11 @@ class ShadowRun {
         for (ValueId operand : graph_.nodes[n].operands)
           if (operand != kNone && unit_of[graph_.values[operand].producer] != static_cast<int>(u))
             expect_found(operand, concat("read by ", graph_.nodes[n].op));
+      for (NodeId n : units_[u]) wait_for_operands(graph_.nodes[n]);
       check_overwriting(units_[u]);
       for (NodeId n : units_[u]) compute(graph_.nodes[n]);
     }
+    while (!running_.empty()) finish(running_.begin()->first);
     for (const Output& output : graph_.outputs) expect_found(output.value, "as an output");
     for (const State& state : module_.states) expect_state(state);
     return wrong_;
@@ -232,6 +234,29 @@ class ShadowRun {
       else
         store(result);
     }
+    if (node.stream != 0) running_[&node] = {node.results.begin(), node.results.end()};
+  }
+
+  // A collective sends and receives until something needs a result, also through views: until then its
+  // operands stay, and nothing else comes where its results are.
+  void wait_for_operands(const Node& node) {
+    std::vector<const Node*> needed;
+    for (auto& [collective, values] : running_)
+      for (ValueId operand : node.operands) {
+        if (values.count(operand) == 0) continue;
+        if (op_of(node).computes_nothing() && node.operands.size() == 1)
+          values.insert(node.results.begin(), node.results.end());
+        else
+          needed.push_back(collective);
+        break;
+      }
+    for (const Node* collective : needed) finish(collective);
+  }
+
+  void finish(const Node* collective) {
+    running_.erase(collective);
+    for (ValueId operand : collective->operands) expect_found(operand, concat("sent by ", collective->op));
+    for (ValueId result : collective->results) expect_found(result, concat("received by ", collective->op));
   }
 
   size_t position(ValueId value, size_t byte) {
@@ -296,6 +321,7 @@ class ShadowRun {
   std::map<std::string, std::vector<Element>> contents_of_state_;  // now
   Element next_ = 0;
   std::string wrong_;
+  std::map<const Node*, std::set<ValueId>> running_;  // collectives, with what shows their results
 };
 
 // For messages.
@@ -363,6 +389,30 @@ TEST(Memory, PlacesInModelsAreSound) {
       expect_sound(run_pipeline(source, plans[i]));
     }
   }
+}
+
+TEST(Memory, PlacesOnManyRanksAreSound) {
+  const ExampleModel model = small_example_models()[0];
+  PlanOptions options;
+  options.goal = Goal::kTrain;
+  options.sizes = model.sizes;
+  options.mesh = {2, 2};
+  const Module source = model.module(Goal::kForward, "infer");
+  for (const ShardingMode mode : {ShardingMode::kDdp, ShardingMode::kZero1, ShardingMode::kZero2,
+                                  ShardingMode::kZero3, ShardingMode::kZero3Local})
+    for (const int64_t accumulation : {1, 2})
+      for (const auto& [scheme, prefetch] :
+           {std::pair("none", 0), std::pair("int8", 1), std::pair("nf4", 3)}) {
+        SCOPED_TRACE(concat(to_string(mode), ", accumulation ", accumulation, ", ", scheme));
+        options.sharding = mode;
+        options.optimizer.accumulation = accumulation;
+        options.quantized_weights = mode == ShardingMode::kDdp ? "none" : scheme;
+        options.quantized_gradients = scheme;
+        options.prefetch = prefetch;
+        options.precision = prefetch == 1 ? Precision::kBF16 : Precision::kF32;
+        expect_sound(run_pipeline(source, options));
+        if (::testing::Test::HasFailure()) return;
+      }
 }
 
 // The check itself: values that are put elsewhere are seen.
