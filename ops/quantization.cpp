@@ -109,6 +109,12 @@ void reference_quantize(const ReferenceContext& context) {
 void reference_dequantize(const ReferenceContext& context) {
   const Attributes& attributes = context.node.attributes;
   const std::vector<double> table = code_table(string_attribute(attributes, "code_book"));
+  // Of equal steps also what no quantize gives: the code after the highest.
+  const bool is_computed = is_uniform(string_attribute(attributes, "code_book"));
+  const auto top = static_cast<double>(table.size() - 1);
+  const auto value = [&](int64_t code) {
+    return is_computed ? 2 * static_cast<double>(code) / top - 1 : table[static_cast<size_t>(code)];
+  };
   ReferenceTensor& y = context.result();
   Shape shape;
   for (int64_t n : y.shape) shape.emplace_back(n);
@@ -118,8 +124,7 @@ void reference_dequantize(const ReferenceContext& context) {
       int64_t code =
           static_cast<int64_t>(context.operand(0).data[row * rows.bytes + (rows.is_packed ? i / 2 : i)]);
       if (rows.is_packed) code = i % 2 == 0 ? code % 16 : code / 16;
-      y.data[row * rows.size + i] =
-          table[static_cast<size_t>(code)] * context.operand(1).data[row * rows.blocks + i / rows.block];
+      y.data[row * rows.size + i] = value(code) * context.operand(1).data[row * rows.blocks + i / rows.block];
     }
 }
 
