@@ -117,6 +117,8 @@ Error to_error(const std::string& name, const std::string& source,
   return *first;
 }
 
+}  // namespace
+
 void initialize_llvm() {
   static std::once_flag once;
   std::call_once(once, [] {
@@ -125,8 +127,6 @@ void initialize_llvm() {
     llvm::InitializeNativeTargetAsmParser();
   });
 }
-
-}  // namespace
 
 const std::string& host_compiler_identity() {
   static const std::string identity = [] {

@@ -23,4 +23,8 @@ std::string host_instruction_set();
 // Error with the first messages and the lines of the source that they point at.
 std::string compile_host_object(const std::string& name, const std::string& source);
 
+// Before anything of LLVM is used: it registers the host once, for ranks that are threads of one process
+// would do so at the same time, which LLVM does not stand.
+void initialize_llvm();
+
 }  // namespace kumi

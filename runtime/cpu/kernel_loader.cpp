@@ -3,12 +3,12 @@
 #include <llvm/ExecutionEngine/Orc/ExecutionUtils.h>
 #include <llvm/ExecutionEngine/Orc/LLJIT.h>
 #include <llvm/Support/MemoryBuffer.h>
-#include <llvm/Support/TargetSelect.h>
 
 #include <atomic>
 #include <mutex>
 #include <utility>
 
+#include "codegen/cpu/clang_compiler.h"
 #include "graph/error.h"
 
 namespace kumi {
@@ -43,8 +43,7 @@ struct KernelLoader::State {
 };
 
 KernelLoader::KernelLoader() : state_(std::make_shared<State>()) {
-  llvm::InitializeNativeTarget();
-  llvm::InitializeNativeTargetAsmPrinter();
+  initialize_llvm();
   // The inactive platform leaves out what C++ programs need and kernels do not: static constructors,
   // thread-local variables.
   auto jit = llvm::orc::LLJITBuilder().setPlatformSetUp(llvm::orc::setUpInactivePlatform).create();
