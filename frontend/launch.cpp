@@ -1,4 +1,4 @@
-#include "frontend/ranks.h"
+#include "frontend/launch.h"
 
 #include <cstdlib>
 #include <exception>

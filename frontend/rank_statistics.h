@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "frontend/ranks.h"
+#include "frontend/launch.h"
 #include "runtime/executor.h"
 
 namespace kumi {

@@ -475,7 +475,7 @@ PlanOptions planning_options(const Recipe& recipe) {
   options.precision = recipe.precision;
   options.memory_limit = recipe.memory_limit;
   options.disabled = recipe.disabled;
-  options.mesh = {recipe.nodes.value_or(1), recipe.local.value_or(1)};
+  options.mesh = recipe.mesh();
   options.sharding = recipe.sharding;
   options.quantized_weights = recipe.quantized_weights;
   options.quantized_gradients = recipe.quantized_gradients;

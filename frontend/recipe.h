@@ -41,8 +41,9 @@ struct Recipe {
   Precision precision = Precision::kF32;
   int64_t memory_limit = 0;  // bytes; 0: none
   std::set<std::string> disabled;
-  std::optional<int64_t> nodes, local;  // of the mesh
-  double timeout = 300;                 // seconds
+  std::optional<int64_t> nodes, local;  // of the mesh, where the recipe says so
+  Mesh mesh() const { return {nodes.value_or(1), local.value_or(1)}; }  // to plan without a job
+  double timeout = 300;                                                 // seconds
   ShardingMode sharding = ShardingMode::kZero3Local;
   std::string quantized_weights = "none", quantized_gradients = "none";
   int64_t prefetch = 1;

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "frontend/ranks.h"
+#include "frontend/launch.h"
 #include "frontend/recipe.h"
 
 namespace kumi {

@@ -38,7 +38,7 @@ const PlanPort& token_port(const Plan& plan) {
 }  // namespace
 
 PlanOptions training_options(const Recipe& recipe) {
-  return training_options(recipe, {recipe.nodes.value_or(1), recipe.local.value_or(1)});
+  return training_options(recipe, recipe.mesh());
 }
 
 PlanOptions training_options(const Recipe& recipe, const Mesh& mesh) {
@@ -65,7 +65,7 @@ PlanOptions training_options(const Recipe& recipe, const Mesh& mesh) {
 }
 
 TrainingStep plan_training_step(const Recipe& recipe) {
-  return plan_training_step(recipe, {recipe.nodes.value_or(1), recipe.local.value_or(1)});
+  return plan_training_step(recipe, recipe.mesh());
 }
 
 TrainingStep plan_training_step(const Recipe& recipe, const Mesh& mesh) {

@@ -1,5 +1,7 @@
 #include "graph/builder.h"
 
+#include "graph/names.h"
+
 #include <algorithm>
 
 #include "graph/op.h"
@@ -68,6 +70,11 @@ std::vector<ValueId> GraphBuilder::copy(const Graph& from, const Node& node,
   scope = outer_scope;
   location = outer_location;
   return results;
+}
+
+ValueId GraphBuilder::read(const std::string& state, const Type& type) {
+  return call("read", {}, {{"state", state}, {"dtype", type.dtype}, {"shape", type.shape}},
+              to_value_name(state));
 }
 
 ValueId GraphBuilder::constant(double value, Shape shape, DType dtype) {

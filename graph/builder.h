@@ -23,6 +23,10 @@ class GraphBuilder {
   ValueId call(const std::string& op, const std::vector<ValueId>& operands, Attributes attributes = {},
                const std::string& name = "");
 
+  // The value of a state, named after it.
+  ValueId read(const std::string& state, const Type& type);
+  ValueId read(const State& state) { return read(state.name, state.type); }
+
   // Copies a node of another graph, its operands already translated; the results' names are kept if free.
   std::vector<ValueId> copy(const Graph& from, const Node& node, const std::vector<ValueId>& operands);
 

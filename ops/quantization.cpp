@@ -164,19 +164,28 @@ Expr value_of(const std::string& code_book, Expr code) {
   return values[0];
 }
 
+// A block in a kernel: where it begins among the elements and among the codes, and how many elements it has.
+struct Block {
+  Expr first, byte, count;
+};
+
+Block block_at(KernelBuilder& k, const Rows& rows, Expr at) {
+  Expr row = k.let("row", at / Expr(rows.blocks)), block = k.let("block", at % Expr(rows.blocks));
+  Expr begin = k.let("begin", block * Expr(rows.block));
+  const bool is_whole = rows.size % rows.block == 0;
+  return {k.let("first", row * Expr(rows.size) + begin),
+          k.let("byte", row * Expr(rows.bytes) + block * Expr(rows.is_packed ? rows.block / 2 : rows.block)),
+          is_whole ? Expr(rows.block) : k.let("count", minimum(Expr(rows.block), Expr(rows.size) - begin))};
+}
+
 void lower_quantize(KernelLowering& lowering) {
   KernelBuilder& k = lowering.builder();
   const std::string& code_book = string_attribute(lowering.attributes(), "code_book");
   const Rows rows(lowering.operand_type(0).shape, lowering.attributes());
   Buffer x = lowering.operand_buffer(0), codes = lowering.result_buffer(0),
          scales = lowering.result_buffer(1);
-  const bool is_whole = rows.size % rows.block == 0;
   k.parallel(rows.rows * rows.blocks, 20 * rows.rows * rows.size, [&](Expr at) {
-    Expr row = k.let("row", at / Expr(rows.blocks)), block = k.let("block", at % Expr(rows.blocks));
-    Expr first = k.let("first", row * Expr(rows.size) + block * Expr(rows.block));
-    Expr count = is_whole
-                     ? Expr(rows.block)
-                     : k.let("count", minimum(Expr(rows.block), Expr(rows.size) - block * Expr(rows.block)));
+    const auto [first, byte, count] = block_at(k, rows, at);
     Expr scale =
         k.let("scale", k.reduce(Reduction::kMax, 0, count, [&](Expr i) { return abs(x[first + i]); }));
     k.store(scales, at, scale);
@@ -184,10 +193,9 @@ void lower_quantize(KernelLowering& lowering) {
     auto code = [&](Expr index) { return code_of(k, code_book, k.let("value", x[index] / divisor)); };
     if (!rows.is_packed) {
       k.loop(0, count, LoopKind::kVector,
-             [&](Expr i) { k.store(codes, first + i, cast(DType::U8, code(first + i))); });
+             [&](Expr i) { k.store(codes, byte + i, cast(DType::U8, code(first + i))); });
       return;
     }
-    Expr byte = k.let("byte", row * Expr(rows.bytes) + block * Expr(rows.block / 2));
     auto pack = [](Expr low, Expr high) { return cast(DType::U8, low + high * cast(DType::I32, Expr(16))); };
     Expr pairs = count / Expr(2);
     k.loop(0, pairs, LoopKind::kVector, [&](Expr i) {
@@ -208,21 +216,15 @@ void lower_dequantize(KernelLowering& lowering) {
   const Rows rows(lowering.result_type(0).shape, lowering.attributes());
   Buffer codes = lowering.operand_buffer(0), scales = lowering.operand_buffer(1),
          y = lowering.result_buffer(0);
-  const bool is_whole = rows.size % rows.block == 0;
   k.parallel(rows.rows * rows.blocks, 8 * rows.rows * rows.size, [&](Expr at) {
-    Expr row = k.let("row", at / Expr(rows.blocks)), block = k.let("block", at % Expr(rows.blocks));
-    Expr first = k.let("first", row * Expr(rows.size) + block * Expr(rows.block));
-    Expr count = is_whole
-                     ? Expr(rows.block)
-                     : k.let("count", minimum(Expr(rows.block), Expr(rows.size) - block * Expr(rows.block)));
+    const auto [first, byte, count] = block_at(k, rows, at);
     Expr scale = k.let("scale", scales[at]);
     if (!rows.is_packed) {
       k.loop(0, count, LoopKind::kVector, [&](Expr i) {
-        k.store(y, first + i, value_of(code_book, k.let("code", cast(DType::I32, codes[first + i]))) * scale);
+        k.store(y, first + i, value_of(code_book, k.let("code", cast(DType::I32, codes[byte + i]))) * scale);
       });
       return;
     }
-    Expr byte = k.let("byte", row * Expr(rows.bytes) + block * Expr(rows.block / 2));
     const Expr half = cast(DType::I32, Expr(16));
     Expr pairs = count / Expr(2);
     auto both = [&](Expr i) { return k.let("both", cast(DType::I32, codes[byte + i])); };

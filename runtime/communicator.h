@@ -23,12 +23,6 @@ struct CommunicatorOptions {
   std::function<bool()> is_told_to_end = nullptr;
 };
 
-// When a collective ran, in nanoseconds of the steady clock.
-struct CollectiveSpan {
-  int64_t begin = 0;
-  int64_t end = 0;
-};
-
 // One collective of a plan, ready to run again and again; one run at a time.
 class Collective {
  public:
@@ -41,8 +35,6 @@ class Collective {
   // Returns when the outputs are complete and the inputs may change. Throws Error with the collective, the
   // ranks that were waited for and why they are given up.
   virtual void wait() = 0;
-  // Of the last run that has been waited for.
-  virtual CollectiveSpan span() const = 0;
 };
 
 // What one rank has sent, by kind of collective and group. Copies to itself do not count.

@@ -19,11 +19,6 @@ namespace {
 // Sums travel in chunks, so that what waits to be added takes little memory.
 constexpr int64_t kChunkElements = int64_t{1} << 18;
 
-int64_t nanoseconds_now() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(Transport::Clock::now().time_since_epoch())
-      .count();
-}
-
 std::string ranks_text(const std::vector<int64_t>& ranks) {
   std::vector<std::string> names;
   for (int64_t rank : ranks) names.push_back(concat(rank));
@@ -371,13 +366,10 @@ class ExchangedCollective : public Collective, Job {
     is_started_ = false;
     communicator_.wait(this);
   }
-  CollectiveSpan span() const override { return span_; }
 
  private:
   void run(Exchange& exchange) override {
-    span_.begin = nanoseconds_now();
     algorithm_.run(exchange, buffers_);
-    span_.end = nanoseconds_now();
     communicator_.count(call_, exchange.take_sent());
   }
 
@@ -386,7 +378,6 @@ class ExchangedCollective : public Collective, Job {
   Algorithm algorithm_;
   void* const* buffers_ = nullptr;
   bool is_started_ = false;
-  CollectiveSpan span_;
 };
 
 // Texts to everyone, or to rank 0 only: first the lengths, then what is not empty.

@@ -159,7 +159,6 @@ std::vector<std::unique_ptr<Communicator>> make_local_communicators(const Mesh& 
                                                                     const CommunicatorOptions& options) {
   std::vector<std::unique_ptr<Communicator>> communicators;
   for (std::unique_ptr<Transport>& transport : make_local_transports(mesh.ranks())) {
-    // NOLINTNEXTLINE(bugprone-unchecked-optional-access): each is made on the thread that takes it
     communicators.push_back(make_exchange_communicator(
         [made = std::make_shared<std::unique_ptr<Transport>>(std::move(transport))] {
           return std::move(*made);

@@ -202,9 +202,7 @@ class Piece {
 
   // The state with the new rows in it, which is also its next value.
   ValueId extend(const std::string& state, ValueId rows) {
-    const Type type = cache_type(text_.graph.type(rows));
-    const ValueId old =
-        builder_.call("read", {}, {{"state", state}, {"dtype", type.dtype}, {"shape", type.shape}}, state);
+    const ValueId old = builder_.read(state, cache_type(text_.graph.type(rows)));
     const ValueId updated = builder_.call("cache_update", {old, values_[rows], position_[true]}, {},
                                           concat(text_.graph.values[rows].name, ".cached"));
     builder_.build("write", {updated}, {{"state", state}});

@@ -121,7 +121,7 @@ class Training {
     for (size_t i : sweep) {
       const Weight& weight = weights_[i];
       set_place(builder, weight);
-      parts.push_back(read(builder, prefix + weight.name, prefix.empty() ? weight.type : weight.moment_type));
+      parts.push_back(builder.read(prefix + weight.name, prefix.empty() ? weight.type : weight.moment_type));
     }
     set_place(builder);
     return flat(builder, parts);
@@ -175,11 +175,6 @@ class Training {
     moment.initializer = {};
     for (FlatTensor& tensor : moment.tensors) tensor = {prefix + tensor.name, tensor.shape, {}};
     module_.states.push_back(std::move(moment));
-  }
-
-  static ValueId read(GraphBuilder& builder, const std::string& state, const Type& type) {
-    return builder.call("read", {}, {{"state", state}, {"dtype", type.dtype}, {"shape", type.shape}},
-                        to_value_name(state));
   }
 
   static void write(GraphBuilder& builder, const std::string& state, ValueId value) {
@@ -254,7 +249,7 @@ class Training {
       const std::string state = "gradient." + weight->name;
       add_state(state, State::kAccumulator, weight->gradient_type, weight->location);
       set_place(builder, *weight);
-      sums.push_back(read(builder, state, weight->gradient_type));
+      sums.push_back(builder.read(state, weight->gradient_type));
     }
     builder.scope = node.scope;
     builder.location = node.location;
@@ -278,7 +273,7 @@ class Training {
     Type type = builder.graph().type(value);
     add_state(state, State::kAccumulator, type, builder.location);
     if (weight != kNone) value = builder.multiply(value, weight);
-    if (accumulates()) value = builder.add(read(builder, state, type), value);
+    if (accumulates()) value = builder.add(builder.read(state, type), value);
     write(builder, state, value);
   }
 
@@ -304,8 +299,8 @@ class Training {
       GraphBuilder builder(*graph);
       builder.scope = kScope;
       std::vector<ValueId> gradients = step_gradients(builder);  // by sweep
-      std::vector<ValueId> sums = {read(builder, "loss.sum", Type{DType::F32, {}})};
-      if (options_.sees_part_of_step()) sums.push_back(read(builder, "loss.weight", Type{DType::F32, {}}));
+      std::vector<ValueId> sums = {builder.read("loss.sum", Type{DType::F32, {}})};
+      if (options_.sees_part_of_step()) sums.push_back(builder.read("loss.weight", Type{DType::F32, {}}));
       sums.push_back(sum_of_squares(builder, gradients));
       sum_over_ranks(builder, &sums);
       ValueId loss = sums[0];
@@ -335,7 +330,7 @@ class Training {
     std::vector<ValueId> values;
     for (const Weight& weight : weights_) {
       set_place(builder, weight);
-      values.push_back(read(builder, "gradient." + weight.name, weight.gradient_type));
+      values.push_back(builder.read("gradient." + weight.name, weight.gradient_type));
     }
     set_place(builder);
     if (const std::optional<Reduction> how = step_reduction(options_))
@@ -389,7 +384,7 @@ class Training {
   ValueId next_step(GraphBuilder& builder) {
     Type type{DType::I32, {}};
     add_state("step", State::kOptimizer, type, {});
-    ValueId done = read(builder, "step", type);
+    ValueId done = builder.read("step", type);
     ValueId step = builder.call("add", {done, builder.constant(1, {}, DType::I32)}, {}, "step.next");
     write(builder, "step", step);
     return step;

@@ -6,11 +6,13 @@
 //   total = loss.sum / loss.weight                        norm = |gradients| / loss.weight
 //   scale = min(1, clip / (norm + 1e-6)) / loss.weight    lr = schedule(step), step counts from 1
 //   AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) with moments `adamw.m.<weight>`, `adamw.v.<weight>`
-// With several micro-batches a step (OptimizerOptions::accumulation) each adds its loss and gradients
-// times its loss weight (OpDef::loss_weight: the number of labels), so that the mean is over all
-// labels of the step: the gradients have been scaled by it from the loss on, so that a product can add what
-// it sums up to its accumulator. update ends by writing zeros into the accumulators. With one, the
-// accumulators are plainly written and `loss.weight` does not exist.
+// With several ranks the weights are flat and perhaps cut (shard.h): what the norm and the loss sum up is
+// summed over the ranks, and gradients that the micro-batches have not reduced completely are. With several
+// micro-batches a step (OptimizerOptions::accumulation) each adds its loss and gradients times its loss
+// weight (OpDef::loss_weight: the number of labels), so that the mean is over all labels of the step: the
+// gradients have been scaled by it from the loss on, so that a product can add what it sums up to its
+// accumulator. update ends by writing zeros into the accumulators. With one, the accumulators are plainly
+// written and `loss.weight` does not exist.
 #pragma once
 
 #include "graph/pipeline.h"

@@ -4,7 +4,6 @@
 #include <map>
 #include <optional>
 
-#include "graph/names.h"
 #include "graph/op.h"
 #include "graph/passes/shard.h"
 #include "graph/quantized.h"
@@ -108,7 +107,7 @@ class Weights : Rebuild {
       } else if (const QuantizedReplica* kept = stored(state_read(operand))) {
         part.replica = kept;
         values.clear();
-        for (const State& state : kept->parts) values.push_back(read(state));
+        for (const State& state : kept->parts) values.push_back(builder_.read(state));
       }
       part.count = values.size();
       operands.insert(operands.end(), values.begin(), values.end());
@@ -122,22 +121,14 @@ class Weights : Rebuild {
       const std::vector<ValueId> values(first, first + static_cast<std::ptrdiff_t>(parts[i].count));
       const QuantizedReplica* replica = parts[i].replica;
       if (replica == nullptr) {
-        record_one(node.results[i], values[0]);
+        new_id_[node.results[i]] = values[0];
       } else if (parts[i].is_new && !replica->parts.empty()) {
         quantized_values_[node.results[i]] = values;  // goes into the replica as it is
       } else {
         const int64_t rows = parts[i].is_new ? ranks : ranks * replica->rows;
-        record_one(node.results[i], dequantize(values, *replica, rows));
+        new_id_[node.results[i]] = dequantize(values, *replica, rows);
       }
     }
-  }
-
-  void record_one(ValueId old, ValueId value) { new_id_[old] = value; }
-
-  ValueId read(const State& state) {
-    return builder_.call("read", {},
-                         {{"state", state.name}, {"dtype", state.type.dtype}, {"shape", state.type.shape}},
-                         to_value_name(state.name));
   }
 
   void write(const Node& node) {

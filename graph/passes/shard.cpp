@@ -37,6 +37,12 @@ int64_t elements_of(const State& state) {
   return element_count(state.type.shape).number();
 }
 
+// Of the weights that are gathered or replicated; ddp's are those that are trained.
+DType compute_type_of(const PlanOptions& options) {
+  const bool is_low = options.precision == Precision::kBF16 && options.sharding != ShardingMode::kDdp;
+  return is_low ? DType::BF16 : DType::F32;
+}
+
 // "model.layers.layers.7.mlp" -> "model.layers.layers.7"; "" outside of layers.
 std::string layer_of(const std::string& scope) {
   std::string number;
@@ -100,9 +106,7 @@ class Gradient : Rebuild {
   Gradient(const Module& module, const Graph& old, const Units& units, const PlanOptions& options)
       : Rebuild(old), module_(module), units_(units.all), options_(options), views_(old.values.size()) {
     gathers_ = options.sharding == ShardingMode::kZero3 || options.sharding == ShardingMode::kZero3Local;
-    compute_type_ = options.precision == Precision::kBF16 && options.sharding != ShardingMode::kDdp
-                        ? DType::BF16
-                        : DType::F32;
+    compute_type_ = compute_type_of(options);
     for (size_t u = 0; u < units_.size(); ++u)
       for (size_t s = 0; s < 2; ++s) {
         const auto& runs = units_[u].sections[s].runs;
@@ -127,8 +131,6 @@ class Gradient : Rebuild {
     }
     return remove_dead_nodes(new_);
   }
-
-  DType compute_type() const { return compute_type_; }
 
  private:
   // A value of the old graph that is one or several weights of a run, one after the other.
@@ -278,9 +280,7 @@ class Gradient : Rebuild {
   ValueId read_flat(const Section& section) {
     const State* state = module_.find_state(replica_name(section.state));
     if (state == nullptr) state = module_.find_state(section.state);
-    return builder_.call("read", {},
-                         {{"state", state->name}, {"dtype", state->type.dtype}, {"shape", state->type.shape}},
-                         to_value_name(state->name));
+    return builder_.read(*state);
   }
 
   std::vector<ValueId> split_runs(const Section& section, ValueId flat) {
@@ -426,9 +426,7 @@ Graph replicate_graph(const Module& module, const Units& units, const PlanOption
       if (section.elements == 0 || replica == nullptr) continue;
       const State& trained = *module.find_state(section.state);
       builder.location = trained.location;
-      ValueId value = builder.call(
-          "read", {}, {{"state", trained.name}, {"dtype", trained.type.dtype}, {"shape", trained.type.shape}},
-          to_value_name(trained.name));
+      ValueId value = builder.read(trained);
       if (replica->type.dtype != trained.type.dtype)
         value = builder.call("cast", {value}, {{"dtype", replica->type.dtype}});
       values.push_back(value);
@@ -494,9 +492,7 @@ Module shard(Module module, const PlanOptions& options) {
   module.mesh = options.mesh;
   const Units units(module, *gradient, options.mesh);
   const Cuts cuts = cuts_of(options);
-  const DType compute_type = options.precision == Precision::kBF16 && options.sharding != ShardingMode::kDdp
-                                 ? DType::BF16
-                                 : DType::F32;
+  const DType compute_type = compute_type_of(options);
 
   Module sharded = module;
   std::erase_if(sharded.states, [](const State& state) { return state.kind == State::kWeight; });
