@@ -70,8 +70,12 @@ class PlanMaker {
           {output.name, graph.type(output.value), slot(graph, output.value), std::nullopt});
     for (const Unit& unit : units_of(graph)) {
       try {
+        const std::vector<int32_t> waits = waits_;
+        const size_t steps = graph_plan.steps.size();
         wait_for_operands(graph, unit);
         add_unit(graph, uses, unit, &graph_plan);
+        // What is written and lies there already needs nobody to wait for it.
+        if (graph.nodes[unit.back()].op == "write" && graph_plan.steps.size() == steps) waits_ = waits;
       } catch (Error& error) {
         const Node& node = graph.nodes[unit.back()];
         if (!error.location().known()) error.at(node.location);

@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <utility>
 
 #include "graph/passes/memory.h"
 #include "graph/planned_memory.h"
+#include "runtime/outliving_collectives.h"
 
 namespace kumi {
 namespace {
@@ -113,10 +115,15 @@ void Executor::allocate() {
 void Executor::compile() {
   kernels_ = device_.compile(plan_.kernels, &statistics_);
   for (const MatmulCall& call : plan_.matmuls) matmuls_.push_back(device_.matmul(call));
-  for (const GraphPlan& graph : plan_.graphs) {
+  const OutlivingCollectives outliving(plan_);
+  outliving_.resize(outliving.count());
+  size_t number = 0;  // index into profile()
+  for (size_t g = 0; g < plan_.graphs.size(); ++g) {
+    const GraphPlan& graph = plan_.graphs[g];
     std::vector<Launch>& launches = launches_.emplace_back();
     std::vector<bool> is_waited_for(graph.steps.size(), false);
-    for (const Step& step : graph.steps) {
+    for (size_t i = 0; i < graph.steps.size(); ++i, ++number) {
+      const Step& step = graph.steps[i];
       Launch& launch = launches.emplace_back();
       if (step.kernel != kNone) launch.callable = kernels_[step.kernel].get();
       if (step.matmul != kNone) launch.callable = matmuls_[step.matmul].get();
@@ -126,10 +133,13 @@ void Executor::compile() {
         launch.waits.push_back(static_cast<size_t>(wait));
         is_waited_for[static_cast<size_t>(wait)] = true;
       }
+      launch.waits_for_others = outliving.before(g, i);
+      launch.outliving = outliving.number(g, i);
+      if (launch.outliving) outliving_[*launch.outliving] = {launch.collective, number};
     }
     std::vector<size_t>& last = last_waits_.emplace_back();
     for (size_t i = 0; i < launches.size(); ++i)
-      if (launches[i].collective != nullptr && !is_waited_for[i]) last.push_back(i);
+      if (launches[i].collective != nullptr && !is_waited_for[i] && !launches[i].outliving) last.push_back(i);
   }
 }
 
@@ -199,11 +209,13 @@ void Executor::run(std::string_view name, std::span<const Feed> feeds) {
 void Executor::run_graph(size_t graph) {
   std::vector<Launch>& launches = launches_[graph];
   for (Launch& launch : launches) {
+    for (size_t other : launch.waits_for_others) finish(outliving_[other]);
     for (size_t wait : launch.waits) launches[wait].collective->wait();
     if (launch.collective != nullptr)
       launch.collective->start(launch.buffers.data());
     else
       launch.callable->run(launch.buffers.data());
+    if (launch.outliving) outliving_[*launch.outliving].is_running = true;
   }
   for (size_t wait : last_waits_[graph]) launches[wait].collective->wait();
 }
@@ -214,29 +226,42 @@ void Executor::run_timed(size_t graph) {
   std::vector<Launch>& launches = launches_[graph];
   LaunchSpan span;
   span.begin = steady_nanoseconds();
-  const auto count = [&](size_t launch) {
+  const auto count = [&](size_t launch, double* seconds) {
     span.end = steady_nanoseconds();
-    span.launch = first + launch;
-    launches[launch].seconds += span.seconds();
+    span.launch = launch;
+    *seconds += span.seconds();
     if (timeline_ != nullptr && timeline_->size() < timeline_->capacity()) timeline_->push_back(span);
     span.begin = span.end;
   };
   const auto wait = [&](size_t launch) {
     launches[launch].collective->wait();
-    count(launch);
+    count(first + launch, &launches[launch].seconds);
   };
   for (size_t i = 0; i < launches.size(); ++i) {
     Launch& launch = launches[i];
+    for (size_t other : launch.waits_for_others)
+      if (finish(outliving_[other])) count(outliving_[other].launch, &outliving_[other].seconds);
     for (size_t other : launch.waits) wait(other);
     ++launch.runs;
     if (launch.collective != nullptr) {
       launch.collective->start(launch.buffers.data());
     } else {
       launch.callable->run(launch.buffers.data());
-      count(i);
+      count(first + i, &launch.seconds);
     }
+    if (launch.outliving) outliving_[*launch.outliving].is_running = true;
   }
   for (size_t other : last_waits_[graph]) wait(other);
+}
+
+bool Executor::finish(Outliving& outliving) const {
+  if (!std::exchange(outliving.is_running, false)) return false;
+  outliving.collective->wait();
+  return true;
+}
+
+void Executor::finish() const {
+  for (Outliving& outliving : outliving_) finish(outliving);
 }
 
 const PlanPort& Executor::output_port(std::string_view name) const {
@@ -288,6 +313,7 @@ const State& Executor::state(const std::string& name) const {
 void* Executor::state_address(const std::string& name, int64_t offset, int64_t bytes) const {
   const auto index = static_cast<int32_t>(state_index(name));
   check_part(offset, bytes, byte_count(plan_.states[index].type), concat("the state ", quoted(name)));
+  finish();
   return address({index, offset});
 }
 
@@ -313,7 +339,9 @@ std::vector<StepTime> Executor::profile() const {
     for (size_t i = 0; i < plan_.graphs[g].steps.size(); ++i) {
       const Step& step = plan_.graphs[g].steps[i];
       const Launch& launch = launches_[g][i];
-      times.push_back({plan_.graphs[g].name, step.name, step.scope, launch.runs, launch.seconds, step.cost});
+      const double outlived = launch.outliving ? outliving_[*launch.outliving].seconds : 0;
+      times.push_back(
+          {plan_.graphs[g].name, step.name, step.scope, launch.runs, launch.seconds + outlived, step.cost});
     }
   return times;
 }

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -48,10 +49,13 @@ class Executor {
   // does not suffice or the meshes differ.
   Executor(Plan plan, Device& device, Communicator* communicator = nullptr);
 
-  // Runs one graph. `feeds` gives every input of the graph, in any order, and no others. Throws Error
-  // naming the input, with both types, or the place of the value that is out of range; then nothing
-  // has been computed.
+  // Runs one graph. Collectives that nothing in it waits for and that use no memory but that of states may
+  // still be running when it returns; what touches these states waits for them. `feeds` gives every input of
+  // the graph, in any order, and no others. Throws Error naming the input, with both types, or the place of
+  // the value that is out of range; then nothing has been computed.
   void run(std::string_view graph, std::span<const Feed> feeds);
+  // Returns when no collective is running any more. Throws Error as they do.
+  void finish() const;
 
   // An output of the graph that ran last. Throws Error if it has no such output.
   HostTensor output(std::string_view name) const;
@@ -92,10 +96,19 @@ class Executor {
   struct Launch {
     Callable* callable = nullptr;
     Collective* collective = nullptr;
-    std::vector<size_t> waits;  // launches of the graph
+    std::vector<size_t> waits;             // launches of the graph
+    std::vector<size_t> waits_for_others;  // of outliving_, whatever graph has started them
+    std::optional<size_t> outliving;       // its own number there
     std::vector<void*> buffers;
     int64_t runs = 0;
     double seconds = 0;
+  };
+  // A collective that may still be running when its graph has ended.
+  struct Outliving {
+    Collective* collective = nullptr;
+    size_t launch = 0;  // index into profile()
+    bool is_running = false;
+    double seconds = 0;  // that have been waited for it
   };
   struct DeviceFree {
     Device* device;
@@ -113,6 +126,8 @@ class Executor {
   void copy_inputs(const GraphPlan& graph, std::span<const Feed> feeds);
   void run_graph(size_t graph);
   void run_timed(size_t graph);
+  // True if it had to be waited for.
+  bool finish(Outliving& outliving) const;
   std::unique_ptr<Collective> prepare(const GraphPlan& graph, const Step& step) const;
 
   Plan plan_;
@@ -127,7 +142,8 @@ class Executor {
   std::vector<std::unique_ptr<Callable>> matmuls_;
   std::vector<std::unique_ptr<Collective>> collectives_;  // by step, since several of one kind may be running
   std::vector<std::vector<Launch>> launches_;             // by graph
-  std::vector<std::vector<size_t>> last_waits_;           // by graph: launches that nothing in it waits for
+  std::vector<std::vector<size_t>> last_waits_;           // by graph: launches to wait for at its end
+  mutable std::vector<Outliving> outliving_;              // in the order of their starts
   CompileStatistics statistics_;
   const GraphPlan* last_run_ = nullptr;
   bool profiling_ = false;

@@ -77,9 +77,10 @@ TrainingEnd train(Executor& executor, BatchSource& batches, const TrainingOption
     const bool stop = !is_last && hooks.should_stop && hooks.should_stop();
     const bool is_due = options.checkpoint_every > 0 && number % options.checkpoint_every == 0;
     if (hooks.save && (is_last || stop || is_due)) hooks.save(number);
-    if (stop) return TrainingEnd::STOPPED;
+    if (stop) break;
   }
-  return TrainingEnd::FINISHED;
+  executor.finish();
+  return steps_done(executor) < options.steps ? TrainingEnd::STOPPED : TrainingEnd::FINISHED;
 }
 
 }  // namespace kumi

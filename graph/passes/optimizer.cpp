@@ -333,8 +333,8 @@ class Training {
       values.push_back(builder.read("gradient." + weight.name, weight.gradient_type));
     }
     set_place(builder);
-    if (const std::optional<Reduction> how = step_reduction(options_))
-      values = collective(builder, options_.mesh, how->op, how->group, values, "gradients");
+    for (const Reduction& how : step_reductions(options_))
+      values = collective(builder, options_.mesh, how.op, how.group, values, "gradients");
     std::vector<ValueId> gradients;
     for (const std::vector<size_t>& sweep : sweeps()) {
       std::vector<ValueId> parts;

@@ -5,6 +5,8 @@
 #include <optional>
 
 #include "graph/op.h"
+#include "graph/passes/keep_sent.h"
+#include "graph/passes/overlap.h"
 #include "graph/passes/shard.h"
 #include "graph/quantized.h"
 #include "graph/rebuild.h"
@@ -232,7 +234,8 @@ class Gradients : Rebuild {
       for (NodeId n : uses_.consumers[value]) {
         const Node& node = old_.nodes[n];
         if (node.op == "write") return string_attribute(node.attributes, "state");
-        values.insert(values.end(), node.results.begin(), node.results.end());
+        for (size_t i = 0; i < node.results.size(); ++i)
+          if (!is_collective(node) || node.operands[i] == value) values.push_back(node.results[i]);
       }
     }
     return "";
@@ -307,6 +310,7 @@ Module quantize_comm(Module module, const PlanOptions& options) {
     const Module before = module;
     for (Graph& graph : module.graphs) graph = Gradients(graph, before, scheme).run();
   }
+  keep_sent(&module);
   return module;
 }
 

@@ -314,8 +314,8 @@ class Gradient : Rebuild {
       names.push_back("grad." + section.state);
     }
     builder_.scope = unit.scope;
-    if (const std::optional<Reduction> how = micro_batch_reduction(options_))
-      flats = collective(builder_, options_.mesh, how->op, how->group, flats, "reduced");
+    for (const Reduction& how : micro_batch_reductions(options_))
+      flats = collective(builder_, options_.mesh, how.op, how.group, flats, "reduced");
     for (size_t i = 0; i < flats.size(); ++i) new_.outputs.push_back({names[i], flats[i]});
   }
 
@@ -450,31 +450,39 @@ std::string replica_name(const std::string& flat_state) {
   return "replica." + flat_state;
 }
 
-std::optional<Reduction> micro_batch_reduction(const PlanOptions& options) {
+std::vector<Reduction> micro_batch_reductions(const PlanOptions& options) {
   const bool accumulates = options.optimizer.accumulation > 1;
   switch (options.sharding) {
     case ShardingMode::kDdp:
-      if (accumulates) return std::nullopt;
-      return Reduction{"all_reduce", MeshGroup::kWorld};
+      if (accumulates) return {};
+      return {{"all_reduce", MeshGroup::kWorld}};
     case ShardingMode::kZero1:
-      if (accumulates) return std::nullopt;
-      return Reduction{"reduce_scatter", MeshGroup::kWorld};
+      if (accumulates) return {};
+      return {{"reduce_scatter", MeshGroup::kWorld}};
     case ShardingMode::kZero2:
     case ShardingMode::kZero3:
-      return Reduction{"reduce_scatter", MeshGroup::kWorld};
+      return {{"reduce_scatter", MeshGroup::kWorld}};
     case ShardingMode::kZero3Local:
-      return Reduction{"reduce_scatter", MeshGroup::kNode};
+      if (accumulates) return {{"reduce_scatter", MeshGroup::kNode}};
+      return {{"reduce_scatter", MeshGroup::kNode}, {"reduce_scatter", MeshGroup::kCrossNode}};
   }
-  return std::nullopt;
+  return {};
 }
 
-std::optional<Reduction> step_reduction(const PlanOptions& options) {
-  if (!is_sharded(options)) return std::nullopt;
-  if (options.sharding == ShardingMode::kZero3Local)
-    return Reduction{"reduce_scatter", MeshGroup::kCrossNode};
-  if (micro_batch_reduction(options)) return std::nullopt;
-  return Reduction{options.sharding == ShardingMode::kDdp ? "all_reduce" : "reduce_scatter",
-                   MeshGroup::kWorld};
+std::vector<Reduction> step_reductions(const PlanOptions& options) {
+  if (!is_sharded(options) || options.optimizer.accumulation == 1) return {};
+  switch (options.sharding) {
+    case ShardingMode::kDdp:
+      return {{"all_reduce", MeshGroup::kWorld}};
+    case ShardingMode::kZero1:
+      return {{"reduce_scatter", MeshGroup::kWorld}};
+    case ShardingMode::kZero2:
+    case ShardingMode::kZero3:
+      return {};
+    case ShardingMode::kZero3Local:
+      return {{"reduce_scatter", MeshGroup::kCrossNode}};
+  }
+  return {};
 }
 
 std::vector<ValueId> collective(GraphBuilder& builder, const Mesh& mesh, const std::string& op,

@@ -6,9 +6,10 @@
 //
 //                 weights read by the model     trained weights (f32) and moments   accumulated gradients
 //   ddp           all                           all                                 all
-//   zero1         all (replica)                 1/R                                 all; 1/R if not
-//   accumulated zero2         all (replica)                 1/R                                 1/R zero3 1/R
-//   1/R                                 1/R zero3_local   1/L (replica)                 1/R 1/L
+//   zero1         all (replica)                 1/R                                 all; one micro-batch: 1/R
+//   zero2         all (replica)                 1/R                                 1/R
+//   zero3         1/R                           1/R                                 1/R
+//   zero3_local   1/L (replica)                 1/R                                 1/L; one micro-batch: 1/R
 //
 // (Rajbhandari et al. 2020, arXiv:1910.02054; zero3_local keeps the gathering of weights inside a node as
 // Wang et al. 2023, arXiv:2306.10209, do with their secondary shards.) A replica has the type in which the
@@ -20,7 +21,6 @@
 // known.
 #pragma once
 
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -42,9 +42,11 @@ struct Reduction {
   std::string op;
   MeshGroup group;
 };
-// How gradients are reduced in each run of "gradient", and once a step in "update", before they are used.
-std::optional<Reduction> micro_batch_reduction(const PlanOptions& options);
-std::optional<Reduction> step_reduction(const PlanOptions& options);
+// How gradients are reduced, one reduction after the other: in each run of "gradient", and once a step in
+// "update", before they are used. With one micro-batch a step all is in "gradient", where it overlaps with
+// the backward pass.
+std::vector<Reduction> micro_batch_reductions(const PlanOptions& options);
+std::vector<Reduction> step_reductions(const PlanOptions& options);
 // A collective over the group of the mesh; the values as they are if that is a single rank.
 std::vector<ValueId> collective(GraphBuilder& builder, const Mesh& mesh, const std::string& op,
                                 MeshGroup group, const std::vector<ValueId>& values,

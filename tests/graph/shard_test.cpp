@@ -101,7 +101,9 @@ TEST_P(ShardedOn, Zero3) {
 }
 
 TEST_P(ShardedOn, Zero3InsideTheNode) {
-  const Module module = planned(options_of(ShardingMode::kZero3Local, mesh_));
+  PlanOptions options = options_of(ShardingMode::kZero3Local, mesh_);
+  options.optimizer.accumulation = 2;
+  const Module module = planned(options);
   const int64_t all = padded_elements(module), piece = all / ranks_, of_node = all / mesh_.local;
   EXPECT_EQ(elements_of(module, State::kReplica), mesh_.nodes > 1 ? of_node : 0);
   EXPECT_EQ(elements_of(module, State::kWeight), piece);
@@ -114,6 +116,20 @@ TEST_P(ShardedOn, Zero3InsideTheNode) {
   EXPECT_EQ(bytes_of(module, "gradient", kGather, MeshGroup::kCrossNode), 0);
   EXPECT_EQ(bytes_of(module, "update", kScatter, MeshGroup::kCrossNode), (mesh_.nodes - 1) * piece * 4);
   EXPECT_EQ(bytes_of(module, "replicate", kGather, MeshGroup::kCrossNode), (mesh_.nodes - 1) * piece * 4);
+}
+
+TEST_P(ShardedOn, WithOneMicroBatchAllGradientsAreReducedBesideTheBackwardPass) {
+  for (const ShardingMode mode : {ShardingMode::kDdp, ShardingMode::kZero1, ShardingMode::kZero2,
+                                  ShardingMode::kZero3, ShardingMode::kZero3Local}) {
+    const Module module = planned(options_of(mode, mesh_));
+    const Graph& update = *module.find_graph("update");
+    for (const Node& node : update.nodes) {
+      if (op_of(node).collective == nullptr) continue;
+      EXPECT_EQ(element_count(update.type(node.results[0]).shape), Dim(1));  // of loss and norm
+    }
+    if (mode == ShardingMode::kDdp) continue;
+    EXPECT_EQ(elements_of(module, State::kAccumulator), padded_elements(module) / ranks_);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Meshes, ShardedOn,
