@@ -74,8 +74,13 @@ class PlanMaker {
         const size_t steps = graph_plan.steps.size();
         wait_for_operands(graph, unit);
         add_unit(graph, uses, unit, &graph_plan);
-        // What is written and lies there already needs nobody to wait for it.
-        if (graph.nodes[unit.back()].op == "write" && graph_plan.steps.size() == steps) waits_ = waits;
+        // What is written and lies there already needs nobody to wait for it, unless it keeps a part of the
+        // arena busy.
+        if (graph.nodes[unit.back()].op == "write" && graph_plan.steps.size() == steps)
+          std::erase_if(waits_, [&](int32_t wait) {
+            return std::find(waits.begin(), waits.end(), wait) == waits.end() &&
+                   is_in_states(graph_plan.steps[static_cast<size_t>(wait)]);
+          });
       } catch (Error& error) {
         const Node& node = graph.nodes[unit.back()];
         if (!error.location().known()) error.at(node.location);
@@ -360,6 +365,11 @@ class PlanMaker {
 };
 
 }  // namespace
+
+bool is_in_states(const Step& step) {
+  return std::all_of(step.buffers.begin(), step.buffers.end(),
+                     [](const BufferSlot& slot) { return slot.state != kNone; });
+}
 
 Plan make_plan(Module module) {
   return PlanMaker(std::move(module)).make();

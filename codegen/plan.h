@@ -42,6 +42,9 @@ struct Step {
   bool operator==(const Step&) const = default;
 };
 
+// Does the step touch no memory but that of states?
+bool is_in_states(const Step& step);
+
 // An input (copied to its slot before the run) or an output (read from its slot after it).
 struct PlanPort {
   std::string name;

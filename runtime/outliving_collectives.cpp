@@ -11,13 +11,14 @@ namespace {
 // How far what begins in a state may go: a value that is several states, one after the other in memory.
 class Reach {
  public:
-  Reach(const Plan& plan, const Graph& graph) : plan_(plan), last_byte_(plan.states.size(), 0) {
+  Reach(const Plan& plan, const Graph* graph) : plan_(plan), last_byte_(plan.states.size(), 0) {
     std::unordered_map<std::string, size_t> index;
     for (size_t s = 0; s < plan.states.size(); ++s) {
       index.emplace(plan.states[s].name, s);
       last_byte_[s] = begin(s) + byte_count(plan.states[s].type);
     }
-    for (const Value& value : graph.values) {
+    if (graph == nullptr) return;
+    for (const Value& value : graph->values) {
       if (!value.placement || value.placement->state.empty()) continue;
       const size_t s = index.at(value.placement->state);
       last_byte_[s] = std::max(last_byte_[s], begin(s) + value.placement->offset + byte_count(value.type));
@@ -40,16 +41,11 @@ class Reach {
   std::vector<int64_t> last_byte_;  // by state in which something begins
 };
 
-bool is_in_states(const Step& step) {
-  return std::all_of(step.buffers.begin(), step.buffers.end(),
-                     [](const BufferSlot& slot) { return slot.state != kNone; });
-}
-
 }  // namespace
 
 OutlivingCollectives::OutlivingCollectives(const Plan& plan) {
   std::vector<Reach> reaches;
-  for (const GraphPlan& graph : plan.graphs) reaches.emplace_back(plan, *plan.module.find_graph(graph.name));
+  for (const GraphPlan& graph : plan.graphs) reaches.emplace_back(plan, plan.module.find_graph(graph.name));
   for (size_t g = 0; g < plan.graphs.size(); ++g) {
     const std::vector<Step>& steps = plan.graphs[g].steps;
     std::vector<bool> is_waited_for(steps.size(), false);
