@@ -8,8 +8,13 @@ namespace {
 
 constexpr int64_t kFloatBytes = static_cast<int64_t>(sizeof(float));
 
-// Sums travel in chunks, so that what waits to be added takes little memory.
-constexpr int64_t kMostChunkElements = int64_t{1} << 18;
+// Sums travel in chunks, so that what waits to be added takes little memory, and at least in two, of which
+// one travels while the other is added up, if they are worth a message each.
+constexpr int64_t kMostChunkElements = int64_t{1} << 18, kLeastChunkElements = int64_t{1} << 14;
+
+int64_t chunk_of(int64_t piece) {
+  return std::min(piece, std::clamp((piece + 1) / 2, kLeastChunkElements, kMostChunkElements));
+}
 
 void copy(void* to, const void* from, int64_t bytes) {
   if (bytes > 0 && to != from) std::memmove(to, from, static_cast<size_t>(bytes));
@@ -85,24 +90,41 @@ void CollectiveAlgorithm::all_to_all(Exchange& exchange, void* const* buffers) c
 }
 
 // The sum of a piece begins at the member after its owner and grows along the ring, to end at the owner. In
-// step k a member hands on the sum of the piece k + 1 places before its own.
+// step k a member hands on the sum of the piece k + 1 places before its own. Chunks take turns on two lanes:
+// while one is added up, the other is on its way.
 void CollectiveAlgorithm::reduce_scatter(Exchange& exchange, const float* in, float* out,
                                          int64_t piece) const {
   if (ranks_ == 1) return copy(out, in, piece * kFloatBytes);
-  float* const scratch = exchange.scratch(2 * std::min(kMostChunkElements, piece));
-  for (int64_t begin = 0; begin < piece; begin += kMostChunkElements) {
-    const int64_t count = std::min(kMostChunkElements, piece - begin);
-    const auto own_part = [&](int64_t index) { return in + wrapped(index) * piece + begin; };
-    float* sums[2] = {scratch, scratch + count};
-    const float* ready = own_part(own_ - 1);
-    for (int64_t step = 0; step + 1 < ranks_; ++step) {
-      float* next = sums[step % 2];
-      exchange.send(member(own_ + 1), ready, count * kFloatBytes);
-      exchange.receive(member(own_ - 1), next, count * kFloatBytes);
-      exchange.run();
-      add(next, own_part(own_ - step - 2), step + 2 < ranks_ ? next : out + begin, count);
-      ready = next;
-    }
+  const int64_t chunk = chunk_of(piece), steps = ranks_ - 1;
+  const int64_t chunks = chunk == 0 ? 0 : (piece + chunk - 1) / chunk;
+  float* const scratch = exchange.scratch(4 * chunk);
+  struct Turn {
+    int64_t lane, step, begin, count;  // count: 0 if the lane has nothing to do
+  };
+  const auto turn = [&](int64_t i) {
+    const int64_t lane = i % 2, step = i / 2 % steps, begin = (i / 2 / steps * 2 + lane) * chunk;
+    return Turn{lane, step, begin, std::max(int64_t{0}, std::min(chunk, piece - begin))};
+  };
+  const auto own_part = [&](const Turn& t, int64_t index) { return in + wrapped(index) * piece + t.begin; };
+  // A lane has two halves: what came in a step is sent in the next one, while the other half fills.
+  const auto half = [&](const Turn& t, int64_t step) { return scratch + (2 * t.lane + step % 2) * chunk; };
+  const auto begin = [&](const Turn& t) {
+    if (t.count == 0) return;
+    const float* ready = t.step == 0 ? own_part(t, own_ - 1) : half(t, t.step - 1);
+    exchange.send(member(own_ + 1), ready, t.count * kFloatBytes);
+    exchange.receive(member(own_ - 1), half(t, t.step), t.count * kFloatBytes);
+    exchange.post();
+  };
+  const auto finish = [&](const Turn& t) {
+    if (t.count == 0) return;
+    exchange.wait();
+    float* const sum = half(t, t.step);
+    add(sum, own_part(t, own_ - t.step - 2), t.step + 1 < steps ? sum : out + t.begin, t.count);
+  };
+  const int64_t turns = (chunks + 1) / 2 * 2 * steps;
+  for (int64_t i = 0; i <= turns; ++i) {
+    if (i < turns) begin(turn(i));
+    if (i > 0) finish(turn(i - 1));
   }
 }
 
