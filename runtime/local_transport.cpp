@@ -25,13 +25,14 @@ struct Letter {
 // One lock for all: messages are large, and copied without it.
 struct PostOffice {
   explicit PostOffice(int64_t ranks)
-      : boxes(static_cast<size_t>(ranks)), changed(static_cast<size_t>(ranks)) {}
+      : boxes(static_cast<size_t>(ranks)),
+        notes(static_cast<size_t>(ranks)),
+        changed(static_cast<size_t>(ranks)) {}
 
   std::mutex mutex;
   std::vector<std::deque<Letter*>> boxes;  // by receiver
+  std::vector<std::deque<Note>> notes;     // likewise
   std::vector<std::condition_variable> changed;
-  std::optional<Error> aborted;
-  int64_t aborted_by = -1;
 };
 
 class LocalTransport : public Transport {
@@ -56,29 +57,44 @@ class LocalTransport : public Transport {
     }
   }
 
-  void wait(std::span<Transfer> transfers, Clock::time_point deadline) override {
+  bool wait(std::span<Transfer> transfers, Clock::time_point until) override {
     std::unique_lock lock(office_->mutex);
-    while (!progress(transfers, lock)) {
-      if (office_->aborted && office_->aborted_by != rank_) {
-        withdraw(transfers, lock);
-        throw Error(*office_->aborted);
-      }
-      if (office_->changed[static_cast<size_t>(rank_)].wait_until(lock, deadline) ==
-              std::cv_status::timeout &&
-          !progress(transfers, lock)) {
-        withdraw(transfers, lock);
-        return;
-      }
+    while (!progress(transfers, lock))
+      if (office_->changed[static_cast<size_t>(rank_)].wait_until(lock, until) == std::cv_status::timeout)
+        return progress(transfers, lock);
+    return true;
+  }
+
+  void withdraw(std::span<Transfer> transfers) override {
+    std::unique_lock lock(office_->mutex);
+    for (Transfer& transfer : transfers) {
+      auto* letter = static_cast<Letter*>(transfer.handle);
+      if (letter == nullptr) continue;
+      std::erase(office_->boxes[static_cast<size_t>(transfer.peer)], letter);
+      office_->changed[static_cast<size_t>(rank_)].wait(
+          lock, [&] { return !letter->is_being_copied || letter->is_done; });
+      transfer.is_done = letter->is_done;
+      delete letter;
+      transfer.handle = nullptr;
     }
   }
 
-  void abort(const std::string& reason) override {
+  void send_note(int64_t peer, std::string_view text) override {
     const std::lock_guard lock(office_->mutex);
-    if (office_->aborted) return;
-    office_->aborted = Error(concat("rank ", rank_, " has ended the job: ", reason));
-    office_->aborted_by = rank_;
-    for (std::condition_variable& changed : office_->changed) changed.notify_all();
+    office_->notes[static_cast<size_t>(peer)].push_back(
+        {rank_, std::string(text.substr(0, Note::kMostBytes))});
   }
+
+  std::optional<Note> take_note() override {
+    const std::lock_guard lock(office_->mutex);
+    std::deque<Note>& notes = office_->notes[static_cast<size_t>(rank_)];
+    if (notes.empty()) return std::nullopt;
+    Note note = std::move(notes.front());
+    notes.pop_front();
+    return note;
+  }
+
+  void give_up() override {}  // the process ends when all its ranks have
 
  private:
   // Receives what is there. True if all are done.
@@ -126,19 +142,6 @@ class LocalTransport : public Transport {
     delete letter;
     transfer.handle = nullptr;
     transfer.is_done = true;
-  }
-
-  void withdraw(std::span<Transfer> transfers, std::unique_lock<std::mutex>& lock) {
-    for (Transfer& transfer : transfers) {
-      auto* letter = static_cast<Letter*>(transfer.handle);
-      if (letter == nullptr) continue;
-      std::erase(office_->boxes[static_cast<size_t>(transfer.peer)], letter);
-      office_->changed[static_cast<size_t>(rank_)].wait(
-          lock, [&] { return !letter->is_being_copied || letter->is_done; });
-      transfer.is_done = letter->is_done;
-      delete letter;
-      transfer.handle = nullptr;
-    }
   }
 
   std::shared_ptr<PostOffice> office_;

@@ -4,8 +4,10 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 
 namespace kumi {
 
@@ -21,6 +23,14 @@ struct Transfer {
   void* handle = nullptr;  // the transport's
 };
 
+// A short text beside the transfers, which nobody has to expect.
+struct Note {
+  static constexpr size_t kMostBytes = 2000;
+
+  int64_t sender = 0;
+  std::string text;
+};
+
 // Used by one thread.
 class Transport {
  public:
@@ -34,11 +44,19 @@ class Transport {
 
   // Begins all of them; what is received comes only in wait().
   virtual void post(std::span<Transfer> transfers) = 0;
-  // Returns when all are done, or at the deadline; those that are not done then are withdrawn, their memory
-  // is not touched any more. Throws Error if the transport fails or another rank has aborted; likewise.
-  virtual void wait(std::span<Transfer> transfers, Clock::time_point deadline) = 0;
-  // Lets wait() of all other ranks throw. May be called from any thread.
-  virtual void abort(const std::string& reason) = 0;
+  // Returns when all are done, or at `until`. True if they are. Throws Error if the transport fails.
+  virtual bool wait(std::span<Transfer> transfers, Clock::time_point until) = 0;
+  // Of those that are not done: their memory is not touched any more.
+  virtual void withdraw(std::span<Transfer> transfers) = 0;
+
+  // Returns at once; whether the note arrives nobody knows. What is longer than Note::kMostBytes is cut.
+  virtual void send_note(int64_t peer, std::string_view text) = 0;
+  // One that has arrived, if there is any.
+  virtual std::optional<Note> take_note() = 0;
+
+  // The job is lost: when this process ends it takes the others along, instead of waiting for them. May be
+  // called from any thread.
+  virtual void give_up() = 0;
 };
 
 }  // namespace kumi

@@ -5,8 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
-#include <mutex>
-#include <optional>
+#include <list>
 #include <thread>
 #include <vector>
 
@@ -19,7 +18,7 @@ namespace {
 
 using Clock = Transport::Clock;
 
-constexpr int kTag = 1;
+constexpr int kTag = 1, kNoteTag = 2;
 // MPI counts in ints: longer messages travel in pieces.
 constexpr size_t kMostBytes = size_t{1} << 30;
 // Waiting: at first without pause, for what is under way; then with pauses, since computing threads may need
@@ -51,9 +50,14 @@ struct Requests {
   std::vector<MPI_Request> all;
 };
 
+struct OutgoingNote {
+  std::string text;
+  MPI_Request request = MPI_REQUEST_NULL;
+};
+
 class MpiTransport : public Transport {
  public:
-  explicit MpiTransport(const CommunicatorOptions& options) : options_(options) {
+  MpiTransport() {
     int provided = 0;
     std::atexit(abort_at_exit);
     check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
@@ -124,37 +128,59 @@ class MpiTransport : public Transport {
     }
   }
 
-  void wait(std::span<Transfer> transfers, Clock::time_point deadline) override {
+  bool wait(std::span<Transfer> transfers, Clock::time_point until) override {
     const Clock::time_point begin = Clock::now();
     while (true) {
       bool all = true;
       for (Transfer& transfer : transfers) all = (transfer.is_done || test(transfer)) && all;
-      if (all) return;
       const Clock::time_point now = Clock::now();
-      if (aborted_) {
-        withdraw(transfers);
-        throw Error("this rank has ended the job");
-      }
-      if (options_.is_told_to_end && options_.is_told_to_end()) {
-        has_failed = true;
-        withdraw(transfers);
-        throw Error(concat("told to end while waiting for ", waited_for(transfers)))
-            .hint("the launcher ends a job when one of its ranks dies; it says which");
-      }
-      if (now > deadline) {
-        has_failed = true;
-        withdraw(transfers);
-        return;
-      }
+      if (all || now >= until) return all;
       if (now - begin > kSpin) std::this_thread::sleep_for(now - begin > kSpell ? kLongPause : kPause);
     }
   }
 
-  // The others learn of it when this process ends, so that it can say first why.
-  void abort(const std::string&) override {
-    aborted_ = true;
-    has_failed = true;
+  // A send that the other side does not take cannot be called back: the process ends before its memory does.
+  void withdraw(std::span<Transfer> transfers) override {
+    for (Transfer& transfer : transfers) {
+      auto* requests = static_cast<Requests*>(transfer.handle);
+      if (requests == nullptr) continue;
+      give_up();
+      if (transfer.direction == Transfer::kReceive)
+        for (MPI_Request& request : requests->all)
+          if (request != MPI_REQUEST_NULL) MPI_Cancel(&request);
+      delete requests;
+      transfer.handle = nullptr;
+    }
   }
+
+  void send_note(int64_t peer, std::string_view text) override {
+    OutgoingNote& note = outgoing_.emplace_back();
+    note.text = text.substr(0, Note::kMostBytes);
+    // To a rank that is gone it may fail; that it does not answer says enough.
+    if (MPI_Isend(note.text.data(), static_cast<int>(note.text.size()), MPI_BYTE, static_cast<int>(peer),
+                  kNoteTag, MPI_COMM_WORLD, &note.request) != MPI_SUCCESS)
+      outgoing_.pop_back();
+  }
+
+  std::optional<Note> take_note() override {
+    outgoing_.remove_if([](OutgoingNote& note) {
+      int is_done = 0;
+      return MPI_Test(&note.request, &is_done, MPI_STATUS_IGNORE) != MPI_SUCCESS || is_done != 0;
+    });
+    int is_there = 0, bytes = 0;
+    MPI_Status status;
+    check(MPI_Iprobe(MPI_ANY_SOURCE, kNoteTag, MPI_COMM_WORLD, &is_there, &status), "MPI_Iprobe");
+    if (is_there == 0) return std::nullopt;
+    check(MPI_Get_count(&status, MPI_BYTE, &bytes), "MPI_Get_count");
+    Note note{status.MPI_SOURCE, std::string(static_cast<size_t>(bytes), '\0')};
+    check(MPI_Recv(note.text.data(), bytes, MPI_BYTE, status.MPI_SOURCE, kNoteTag, MPI_COMM_WORLD,
+                   MPI_STATUS_IGNORE),
+          "MPI_Recv");
+    return note;
+  }
+
+  // The others end when this process does, so that it can say first why.
+  void give_up() override { has_failed = true; }
 
  private:
   static bool test(Transfer& transfer) {
@@ -170,33 +196,8 @@ class MpiTransport : public Transport {
     return true;
   }
 
-  // A send that the other side does not take cannot be called back: the process ends before its memory does.
-  static void withdraw(std::span<Transfer> transfers) {
-    for (Transfer& transfer : transfers) {
-      auto* requests = static_cast<Requests*>(transfer.handle);
-      if (requests == nullptr) continue;
-      if (transfer.direction == Transfer::kReceive)
-        for (MPI_Request& request : requests->all)
-          if (request != MPI_REQUEST_NULL) MPI_Cancel(&request);
-      delete requests;
-      transfer.handle = nullptr;
-    }
-  }
-
-  static std::string waited_for(std::span<const Transfer> transfers) {
-    std::vector<int64_t> peers;
-    for (const Transfer& transfer : transfers)
-      if (!transfer.is_done) peers.push_back(transfer.peer);
-    std::sort(peers.begin(), peers.end());
-    peers.erase(std::unique(peers.begin(), peers.end()), peers.end());
-    std::string text = peers.size() == 1 ? "rank" : "ranks";
-    for (int64_t peer : peers) text += concat(peer == peers[0] ? " " : ", ", peer);
-    return text;
-  }
-
-  const CommunicatorOptions options_;
   int rank_ = 0, ranks_ = 1, on_host_ = 1, first_on_host_ = 0;
-  std::atomic<bool> aborted_ = false;
+  std::list<OutgoingNote> outgoing_;
 };
 
 Mesh mesh_of(const MpiTransport& transport, int64_t local) {
@@ -212,7 +213,7 @@ Mesh mesh_of(const MpiTransport& transport, int64_t local) {
 
 extern "C" [[gnu::visibility("default")]] kumi::Communicator* kumi_open_communicator(
     int64_t local, const kumi::CommunicatorOptions& options) {
-  return kumi::make_exchange_communicator([options] { return std::make_unique<kumi::MpiTransport>(options); },
+  return kumi::make_exchange_communicator([] { return std::make_unique<kumi::MpiTransport>(); },
                                           [local](const kumi::Transport& transport) {
                                             return kumi::mesh_of(
                                                 static_cast<const kumi::MpiTransport&>(transport), local);

@@ -1,9 +1,14 @@
 // Ranks as processes of an MPI job: the golden run under mpirun, a rank that is killed, ranks that differ.
 #include <gtest/gtest.h>
 
-#include <unistd.h>
+#include <signal.h>
+
+#include <algorithm>
+#include <fstream>
+#include <thread>
 
 #include "tests/golden/golden_case.h"
+#include "tests/support/tiny_run.h"
 
 namespace kumi::testing {
 namespace {
@@ -16,11 +21,28 @@ fs::path mpirun() {
   return {};
 }
 
-class MpiJob : public ::testing::Test {
+class MpiTest : public ::testing::Test {
  protected:
   void SetUp() override {
     if (mpirun().empty() || !fs::exists(fs::path(KUMI_BINARY_DIR) / "libkumi_mpi.so"))
       GTEST_SKIP() << "there is no mpirun, or Kumi was built without MPI";
+  }
+
+  static CommandOptions options() {
+    CommandOptions options;
+    // Containers run tests as root; some forbid processes to look into each other's memory.
+    options.environment = {{"OMPI_ALLOW_RUN_AS_ROOT", "1"},
+                           {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"},
+                           {"OMPI_MCA_btl_vader_single_copy_mechanism", "none"}};
+    return options;
+  }
+};
+
+class MpiJob : public MpiTest {
+ protected:
+  void SetUp() override {
+    MpiTest::SetUp();
+    if (IsSkipped()) return;
     if (!run_.exists()) GTEST_SKIP() << run_.missing();
   }
 
@@ -39,15 +61,6 @@ class MpiJob : public ::testing::Test {
       all.push_back(argument);
     all.insert(all.end(), more.begin(), more.end());
     return all;
-  }
-
-  CommandOptions options() const {
-    CommandOptions options;
-    // Containers run tests as root; some forbid processes to look into each other's memory.
-    options.environment = {{"OMPI_ALLOW_RUN_AS_ROOT", "1"},
-                           {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"},
-                           {"OMPI_MCA_btl_vader_single_copy_mechanism", "none"}};
-    return options;
   }
 
   const GoldenRun run_{"plamo-d"};
@@ -74,6 +87,92 @@ TEST_F(MpiJob, AnErrorOfTheJobIsSaid) {
   EXPECT_NE(result.status, 0);
   EXPECT_NE(result.err.find("does not fall into equal parts for 4 ranks"), std::string::npos)
       << result.description();
+}
+
+// A run of 4 ranks that would go on for hours. Each rank leaves its process id.
+class MpiFaults : public MpiTest {
+ protected:
+  // `rank2`: settings that rank 2 has and the others have not.
+  std::vector<std::string> command(const std::string& rank2 = "") const {
+    const std::string script =
+        "echo $$ > pid.$OMPI_COMM_WORLD_RANK; test $OMPI_COMM_WORLD_RANK = 2 && "
+        "set -- \"$@\" " +
+        rank2 + "; exec \"$@\"";
+    std::vector<std::string> all = {
+        mpirun().string(), "--oversubscribe", "-n", "4", "/bin/sh", "-c", script, "sh"};
+    const std::vector<std::string> train = kumi_command({"train", write_tiny_recipe(folder_).string()});
+    all.insert(all.end(), train.begin(), train.end());
+    // No rank gets ready this much later than another, on slow machines either.
+    for (const std::string setting : {"mesh.timeout=20", "data.batch_size=4", "steps=100000000",
+                                      "checkpoint.every=100000000", "sharding=zero3"})
+      all.insert(all.end(), {"--set", setting});
+    all.insert(all.end(), {"--log", log().string()});
+    return all;
+  }
+
+  CommandOptions here() const {
+    CommandOptions here = options();
+    here.directory = folder_.path();
+    return here;
+  }
+
+  // Sends the signal to rank 2 once the run is under way; what becomes of the job.
+  CommandResult after(int signal) const {
+    Process job(command(), here());
+    while (!job.has_ended() && lines_of_log() < 5) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    if (!job.has_ended()) kill(process_of(2), signal);
+    return job.wait();
+  }
+
+  void expect_all_have_ended() const {
+    for (int rank = 0; rank < 4; ++rank) {
+      // One that has ended may still be listed, without an executable.
+      std::error_code has_none;
+      (void)fs::read_symlink("/proc/" + std::to_string(process_of(rank)) + "/exe", has_none);
+      EXPECT_TRUE(has_none) << "rank " << rank << " still runs";
+    }
+  }
+
+ private:
+  fs::path log() const { return folder_ / "log.jsonl"; }
+  size_t lines_of_log() const {
+    if (!fs::exists(log())) return 0;
+    const std::string text = read_file(log());
+    return static_cast<size_t>(std::count(text.begin(), text.end(), '\n'));
+  }
+  pid_t process_of(int rank) const {
+    pid_t process = 0;
+    std::ifstream(folder_ / ("pid." + std::to_string(rank))) >> process;
+    return process;
+  }
+
+  TemporaryFolder folder_;
+};
+
+TEST_F(MpiFaults, ARankThatIsKilledEndsTheJob) {
+  const CommandResult result = after(SIGKILL);
+  EXPECT_FALSE(result.timed_out);
+  EXPECT_NE(result.status, 0) << result.description();
+  EXPECT_NE(result.err.find("told to end while waiting for others"), std::string::npos)
+      << result.description();
+  expect_all_have_ended();
+}
+
+TEST_F(MpiFaults, ARankThatIsStoppedIsNamedAndEndsWithTheJob) {
+  const CommandResult result = after(SIGSTOP);
+  EXPECT_FALSE(result.timed_out);
+  EXPECT_NE(result.status, 0) << result.description();
+  EXPECT_NE(result.err.find("kumi: error: rank 2 does not answer: rank "), std::string::npos)
+      << result.description();
+  expect_all_have_ended();
+}
+
+TEST_F(MpiFaults, ARankWithAnotherRecipeIsNamed) {
+  const CommandResult result = Process(command("--set seed=8"), here()).wait();
+  EXPECT_NE(result.status, 0);
+  EXPECT_NE(result.err.find("rank 2 has another recipe than rank 0"), std::string::npos)
+      << result.description();
+  expect_all_have_ended();
 }
 
 }  // namespace

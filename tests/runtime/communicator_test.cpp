@@ -1,5 +1,5 @@
 // Collectives over local ranks: right sums and places, the bytes that the formulas say, the same bits again,
-// and an end within the limit when a rank does not come.
+// and an end within the limit, with the right rank named, when a rank does not come.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -9,6 +9,7 @@
 
 #include "graph/error.h"
 #include "runtime/local_transport.h"
+#include "runtime/rank_watch.h"
 
 namespace kumi {
 namespace {
@@ -63,9 +64,9 @@ std::vector<Case> random_cases(const Mesh& mesh, uint32_t seed) {
       one.call.kind = kind;
       one.call.group = group;
       one.call.ranks = mesh.size(group);
-      // None at all, a few, and more than go into one chunk of a sum.
-      for (int64_t elements :
-           {int64_t{0}, int64_t{1} + static_cast<int64_t>(random() % 50), int64_t{12}, int64_t{300000}})
+      // None at all, a few, a number that nothing divides, and around what goes into one chunk of a sum.
+      for (int64_t elements : {int64_t{0}, int64_t{1} + static_cast<int64_t>(random() % 50), int64_t{12},
+                               int64_t{101}, int64_t{262144}, int64_t{524289}})
         if (elements < 100000 || (kind == CollectiveCall::kReduceScatter && group == MeshGroup::kWorld))
           one.call.segments.push_back({DType::F32, elements});
       cases.push_back(one);
@@ -155,6 +156,49 @@ TEST_P(LocalCommunicators, SumInPlaceToTheSameBitsOnAllRanksAndEachTime) {
   for (const std::vector<float>& sum : sums) EXPECT_EQ(sum, sums[0]);
 }
 
+// Byte i of rank r's segment s.
+std::byte byte_of(int64_t rank, size_t segment, int64_t i) {
+  return static_cast<std::byte>(rank * 37 + static_cast<int64_t>(segment) * 11 + i * 5);
+}
+
+TEST_P(LocalCommunicators, MoveManySegmentsOfAnyType) {
+  const int64_t ranks = mesh_.ranks();
+  CollectiveCall call{CollectiveCall::kAllGather, MeshGroup::kWorld, ranks, {}};
+  constexpr DType kTypes[] = {DType::BF16, DType::U8, DType::F32};
+  for (int64_t s = 0; s < 150; ++s) call.segments.push_back({kTypes[s % 3], s % 7 * 13});
+  const Communicators all = make_local_communicators(mesh_);
+  on_ranks(all, [&](Communicator& communicator) {
+    const int64_t rank = communicator.rank();
+    for (auto kind : {CollectiveCall::kAllGather, CollectiveCall::kAllToAll}) {
+      CollectiveCall own_call = call;
+      own_call.kind = kind;
+      const size_t count = own_call.segments.size();
+      std::vector<std::vector<std::byte>> buffers(2 * count);
+      std::vector<void*> pointers;
+      for (size_t b = 0; b < buffers.size(); ++b) {
+        const CollectiveCall::Segment& segment = own_call.segments[b % count];
+        const int64_t bytes = segment.elements * size_of(segment.dtype);
+        const bool is_piece = b < count && kind == CollectiveCall::kAllGather;
+        for (int64_t i = 0; i < (is_piece ? bytes : bytes * ranks); ++i)
+          buffers[b].push_back(b < count ? byte_of(rank, b, i) : std::byte{0});
+        pointers.push_back(buffers[b].data());
+      }
+      const std::unique_ptr<Collective> collective = communicator.prepare(own_call, to_string(kind));
+      collective->start(pointers.data());
+      collective->wait();
+      size_t wrong = 0;
+      for (size_t s = 0; s < count; ++s) {
+        const int64_t bytes = static_cast<int64_t>(buffers[count + s].size()) / ranks;
+        for (int64_t i = 0; i < bytes * ranks; ++i) {
+          const int64_t at = kind == CollectiveCall::kAllGather ? i % bytes : rank * bytes + i % bytes;
+          if (buffers[count + s][static_cast<size_t>(i)] != byte_of(i / bytes, s, at)) ++wrong;
+        }
+      }
+      EXPECT_EQ(wrong, 0U) << to_string(kind) << ", rank " << rank;
+    }
+  });
+}
+
 TEST_P(LocalCommunicators, ExchangeTexts) {
   const Communicators all = make_local_communicators(mesh_);
   on_ranks(all, [&](Communicator& communicator) {
@@ -190,18 +234,92 @@ std::string message_of_wait(Communicator& communicator, const std::string& what)
   return "";
 }
 
-TEST(CommunicatorFaults, ARankThatDoesNotComeIsNamed) {
+CommunicatorOptions impatient() {
   CommunicatorOptions options;
-  options.timeout_seconds = 0.3;
-  const Communicators all = make_local_communicators({1, 3}, options);
+  options.timeout_seconds = 0.5;
+  return options;
+}
+
+// In a ring of 4 only rank 3 waits for rank 2 itself.
+TEST(CommunicatorFaults, TheRankThatDoesNotComeIsNamedAndNoneThatWaitsForIt) {
+  const Communicators all = make_local_communicators({1, 4}, impatient());
   on_ranks(all, [&](Communicator& communicator) {
+    communicator.barrier();
     if (communicator.rank() == 2) return;
     const std::string message = message_of_wait(communicator, "all_reduce of model.layers.3");
-    EXPECT_NE(message.find("has waited 0.3 s for rank"), std::string::npos) << message;
-    EXPECT_NE(message.find("all_reduce of model.layers.3"), std::string::npos) << message;
+    EXPECT_EQ(message.find(concat("rank 2 is 1 collective behind, and has started none since messages "
+                                  "between the ranks: rank ",
+                                  communicator.rank(), " has waited 0.5 s in all_reduce of model.layers.3")),
+              0U)
+        << message;
     // Out of step from then on: nothing that follows works, nor waits.
     EXPECT_NE(message_of_wait(communicator, "later"), "");
   });
+}
+
+TEST(CommunicatorFaults, RanksThatHaveComeLessFarAreNamedWithTheLast) {
+  const Communicators all = make_local_communicators({2, 2}, impatient());
+  on_ranks(all, [&](Communicator& communicator) {
+    if (communicator.rank() < 2) {  // both of node 0
+      std::vector<float> buffer(4);
+      void* pointers[2] = {buffer.data(), buffer.data()};
+      CollectiveCall call{CollectiveCall::kAllReduce, MeshGroup::kNode, 2, {{DType::F32, 4}}};
+      const std::unique_ptr<Collective> sum = communicator.prepare(call, "sum in the node");
+      sum->start(pointers);
+      sum->wait();
+    }
+    if (communicator.rank() != 0) return;
+    const std::string message = message_of_wait(communicator, "sum");
+    EXPECT_EQ(message.find("ranks 1, 2 and 3 have not come; rank 2 is 2 collectives behind, and has started "
+                           "none: rank 0 has waited 0.5 s in sum\n"),
+              0U)
+        << message;
+  });
+}
+
+TEST(CommunicatorFaults, RanksThatAreGoneAreNamed) {
+  Communicators all = make_local_communicators({1, 5}, impatient());
+  all.erase(all.begin() + 2, all.begin() + 4);
+  on_ranks(all, [&](Communicator& communicator) {
+    const std::string message = message_of_wait(communicator, "sum");
+    EXPECT_EQ(message.find(concat("ranks 2 and 3 do not answer: rank ", communicator.rank(),
+                                  " has waited 0.5 s in sum\n")),
+              0U)
+        << message;
+  });
+}
+
+TEST(CommunicatorFaults, ARankWithAnotherGraphIsNamed) {
+  const Communicators all = make_local_communicators({2, 3}, impatient());
+  on_ranks(all, [&](Communicator& communicator) {
+    // Rank 1 sends to rank 4, which expects nothing of it: round the world messages come from the one before.
+    const bool differs = communicator.rank() == 1;
+    std::vector<float> buffer(12);
+    void* pointers[2] = {buffer.data(), buffer.data()};
+    CollectiveCall call{CollectiveCall::kAllReduce,
+                        differs ? MeshGroup::kCrossNode : MeshGroup::kWorld,
+                        differs ? 2 : 6,
+                        {{DType::F32, 12}}};
+    const std::unique_ptr<Collective> sum =
+        communicator.prepare(call, differs ? "sum between nodes" : "sum over all");
+    sum->start(pointers);
+    try {
+      sum->wait();
+      ADD_FAILURE() << "rank " << communicator.rank() << " has got a sum";
+    } catch (const Error& error) {
+      const std::string expected =
+          differs ? "ranks 0, 2, 3, 4 and 5 wait in another collective, sum over all: rank 1 has waited"
+                  : "rank 1 waits in another collective, sum between nodes: rank ";
+      EXPECT_EQ(std::string(error.what()).find(expected), 0U) << error.what();
+    }
+  });
+}
+
+TEST(CommunicatorFaults, ListsOfManyRanksAreShort) {
+  EXPECT_EQ(ranks_text({3}), "rank 3");
+  EXPECT_EQ(ranks_text({3, 5}), "ranks 3 and 5");
+  EXPECT_EQ(ranks_text({1, 2, 3, 4, 5}), "ranks 1, 2, 3, 4 and 5");
+  EXPECT_EQ(ranks_text({1, 2, 3, 4, 5, 6}), "ranks 1, 2, 3, 4 and 2 others");
 }
 
 TEST(CommunicatorFaults, AnAbortEndsTheOthers) {
@@ -214,6 +332,16 @@ TEST(CommunicatorFaults, AnAbortEndsTheOthers) {
     const std::string message = message_of_wait(communicator, "sum");
     EXPECT_NE(message.find("rank 1 has ended the job: the disk is full"), std::string::npos) << message;
   });
+}
+
+TEST(CommunicatorFaults, AnAbortReachesARankThatComputes) {
+  const Communicators all = make_local_communicators({1, 3});
+  all[1]->abort("the disk is full");
+  all[2]->abort("rank 1 has ended the job");  // the first reason stays
+  for (const size_t rank : {size_t{0}, size_t{2}}) {
+    const std::string message = message_of_wait(*all[rank], "sum");
+    EXPECT_EQ(message, "rank 1 has ended the job: the disk is full");
+  }
 }
 
 TEST(CommunicatorFaults, RefusesACollectiveOfAnotherMesh) {
