@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "graph/error.h"
+#include "runtime/steady_clock.h"
 
 namespace kumi {
 namespace {
@@ -366,11 +367,15 @@ class ExchangedCollective : public Collective, Job {
     is_started_ = false;
     communicator_.wait(this);
   }
+  CommunicationSpan last_run() const override { return last_run_; }
 
  private:
   void run(Exchange& exchange) override {
+    last_run_.begin = steady_nanoseconds();
     algorithm_.run(exchange, buffers_);
-    communicator_.count(call_, exchange.take_sent());
+    last_run_.end = steady_nanoseconds();
+    last_run_.bytes_sent = exchange.take_sent();
+    communicator_.count(call_, last_run_.bytes_sent);
   }
 
   ExchangeCommunicator& communicator_;
@@ -378,6 +383,7 @@ class ExchangedCollective : public Collective, Job {
   Algorithm algorithm_;
   void* const* buffers_ = nullptr;
   bool is_started_ = false;
+  CommunicationSpan last_run_;
 };
 
 // Texts to everyone, or to rank 0 only: first the lengths, then what is not empty.

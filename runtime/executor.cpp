@@ -1,11 +1,11 @@
 #include "runtime/executor.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 
 #include "graph/passes/memory.h"
 #include "graph/planned_memory.h"
+#include "runtime/steady_clock.h"
 
 namespace kumi {
 namespace {
@@ -54,11 +54,6 @@ const Feed* find_feed(std::span<const Feed> feeds, const std::string& name) {
   for (const Feed& feed : feeds)
     if (feed.name == name) return &feed;
   return nullptr;
-}
-
-int64_t steady_nanoseconds() {
-  const auto now = std::chrono::steady_clock::now().time_since_epoch();
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
 }
 
 std::vector<std::string> names_of(const std::vector<PlanPort>& ports) {
@@ -212,18 +207,25 @@ void Executor::run_timed(size_t graph) {
   size_t first = 0;
   for (size_t g = 0; g < graph; ++g) first += launches_[g].size();
   std::vector<Launch>& launches = launches_[graph];
-  LaunchSpan span;
-  span.begin = steady_nanoseconds();
-  const auto count = [&](size_t launch) {
-    span.end = steady_nanoseconds();
-    span.launch = first + launch;
-    launches[launch].seconds += span.seconds();
+  ++timed_runs_;
+  const auto record = [&](LaunchSpan::Kind kind, size_t launch, int64_t begin, int64_t end) {
+    const LaunchSpan span{first + launch, begin, end, kind, timed_runs_};
     if (timeline_ != nullptr && timeline_->size() < timeline_->capacity()) timeline_->push_back(span);
-    span.begin = span.end;
+  };
+  int64_t begin = steady_nanoseconds();
+  const auto count = [&](LaunchSpan::Kind kind, size_t launch) {
+    const int64_t end = steady_nanoseconds();
+    launches[launch].seconds += static_cast<double>(end - begin) * 1e-9;
+    record(kind, launch, begin, end);
+    begin = end;
   };
   const auto wait = [&](size_t launch) {
     launches[launch].collective->wait();
-    count(launch);
+    count(LaunchSpan::kWait, launch);
+    const CommunicationSpan communication = launches[launch].collective->last_run();
+    launches[launch].communication_seconds += communication.seconds();
+    launches[launch].bytes_sent += communication.bytes_sent;
+    record(LaunchSpan::kCommunication, launch, communication.begin, communication.end);
   };
   for (size_t i = 0; i < launches.size(); ++i) {
     Launch& launch = launches[i];
@@ -233,7 +235,7 @@ void Executor::run_timed(size_t graph) {
       launch.collective->start(launch.buffers.data());
     } else {
       launch.callable->run(launch.buffers.data());
-      count(i);
+      count(LaunchSpan::kKernel, i);
     }
   }
   for (size_t other : last_waits_[graph]) wait(other);
@@ -313,7 +315,12 @@ std::vector<StepTime> Executor::profile() const {
     for (size_t i = 0; i < plan_.graphs[g].steps.size(); ++i) {
       const Step& step = plan_.graphs[g].steps[i];
       const Launch& launch = launches_[g][i];
-      times.push_back({plan_.graphs[g].name, step.name, step.scope, launch.runs, launch.seconds, step.cost});
+      StepTime& time = times.emplace_back(
+          StepTime{plan_.graphs[g].name, step.name, step.scope, launch.runs, launch.seconds, step.cost});
+      if (step.collective == kNone) continue;
+      time.group = plan_.collectives[step.collective].group;
+      time.communication_seconds = launch.communication_seconds;
+      time.bytes_sent = launch.bytes_sent;
     }
   return times;
 }

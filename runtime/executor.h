@@ -8,6 +8,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -21,22 +22,32 @@
 
 namespace kumi {
 
-// Where the time of a launch went, summed over runs (Executor::set_profiling). The time of a collective is
-// what was spent waiting for it; what ran beside the device's work is not in it.
+// Where the time of a launch went, summed over runs (Executor::set_profiling).
 struct StepTime {
   std::string graph;
   std::string name;  // of the kernel or op
   std::string scope;
   int64_t runs = 0;
-  double seconds = 0;
-  Cost cost;  // of one run
+  double seconds = 0;  // of a collective: what was spent waiting for it
+  Cost cost;           // of one run
+  // Of a collective only.
+  std::optional<MeshGroup> group = std::nullopt;
+  double communication_seconds = 0;  // of its own, most of it beside the device's work
+  int64_t bytes_sent = 0;
+
+  bool is_collective() const { return group.has_value(); }
 };
 
-// When a launch ran, in nanoseconds of the steady clock.
+// When a launch ran, in nanoseconds of the steady clock. A collective has two spans: when it was waited for,
+// and, right after that in the timeline, when it ran.
 struct LaunchSpan {
+  enum Kind : uint8_t { kKernel, kWait, kCommunication };
+
   size_t launch = 0;  // index into Executor::profile()
   int64_t begin = 0;
   int64_t end = 0;
+  Kind kind = kKernel;
+  int64_t run = 0;  // counts the runs of all graphs
 
   double seconds() const { return static_cast<double>(end - begin) * 1e-9; }
 };
@@ -96,6 +107,8 @@ class Executor {
     std::vector<void*> buffers;
     int64_t runs = 0;
     double seconds = 0;
+    double communication_seconds = 0;
+    int64_t bytes_sent = 0;
   };
   struct DeviceFree {
     Device* device;
@@ -131,6 +144,7 @@ class Executor {
   CompileStatistics statistics_;
   const GraphPlan* last_run_ = nullptr;
   bool profiling_ = false;
+  int64_t timed_runs_ = 0;
   std::vector<LaunchSpan>* timeline_ = nullptr;
 };
 
