@@ -107,6 +107,16 @@ Ranks Rank::ranks() const {
   return ranks;
 }
 
+std::vector<std::string> Rank::all_gather_text(const std::string& text) const {
+  if (communicator == nullptr) return {text};
+  return communicator->all_gather_text(text);
+}
+
+std::vector<std::string> Rank::gather_text(const std::string& text) const {
+  if (communicator == nullptr) return {text};
+  return communicator->gather_text(text);
+}
+
 int run_on_ranks(const RanksRequest& request, const std::function<int(const Rank&)>& work) {
   if (request.threads) return run_on_threads(request, work);
   if (!is_launched_by_mpi()) {

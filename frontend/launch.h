@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "runtime/communicator.h"
 #include "runtime/device.h"
@@ -28,6 +30,20 @@ struct Rank {
   // For reading and writing files together.
   Ranks ranks() const;
   Mesh mesh() const { return communicator == nullptr ? Mesh() : communicator->mesh(); }
+  // By rank, on all ranks or on rank 0 only.
+  std::vector<std::string> all_gather_text(const std::string& text) const;
+  std::vector<std::string> gather_text(const std::string& text) const;
+  void barrier() const {
+    if (communicator != nullptr) communicator->barrier();
+  }
+  // Runs `work` on one rank of each machine first, then on the others, which find the caches full.
+  template <typename Work>
+  void in_turns(Work work) const {
+    const bool is_first = mesh().index(MeshGroup::kNode, number()) == 0;
+    if (is_first) work();
+    barrier();
+    if (!is_first) work();
+  }
 };
 
 // Runs `work` once a rank and returns its exit status, that of rank 0 where ranks are threads. An error of

@@ -45,6 +45,27 @@ Json kernel_json(const KernelTime& time, double total) {
           {"gigabytes_per_second", share_of(time.bytes, time.seconds) * 1e-9}};
 }
 
+Json communication_json(const std::vector<StepTime>& launches) {
+  const CommunicationTime total = communication_time(launches);
+  Json json = {{"seconds", total.seconds},
+               {"waited_seconds", total.waited_seconds},
+               {"hidden", total.collectives > 0 ? Json(total.hidden()) : Json(nullptr)},
+               {"bytes_sent", total.bytes_sent}};
+  Json& rows = json["collectives"] = Json::array();
+  for (const StepTime& launch : launches)
+    if (launch.is_collective())
+      rows.push_back({{"graph", launch.graph},
+                      {"collective", launch.name},
+                      {"scope", launch.scope},
+                      {"group", to_string(*launch.group)},
+                      {"runs", launch.runs},
+                      {"seconds", launch.communication_seconds},
+                      {"waited_seconds", launch.seconds},
+                      {"alone_seconds", launch.alone_seconds},
+                      {"bytes_sent", launch.bytes_sent}});
+  return json;
+}
+
 Json kernels_json(const std::vector<StepTime>& launches, const CompileStatistics& compile,
                   const MachineRates* machine) {
   const std::vector<KernelTime> times = kernel_times(launches, machine);
@@ -64,6 +85,7 @@ Json kernels_json(const std::vector<StepTime>& launches, const CompileStatistics
     row["roofline"] = share_of(time.predicted_seconds, time.seconds);
     row["bound"] = time.is_memory_bound() ? "memory" : "compute";
   }
+  json["communication"] = communication_json(launches);
   return json;
 }
 
@@ -88,6 +110,7 @@ double measured_seconds(const StepTime& launch) {
 Json launches_json(const StepProfile& profile) {
   Json json = Json::array();
   for (const StepTime& launch : profile.launches) {
+    if (launch.is_collective()) continue;
     const Prediction predicted = predict(launch.cost, profile.machine);
     const double seconds = measured_seconds(launch);
     json.push_back({{"graph", launch.graph},
@@ -118,9 +141,19 @@ std::string machine_text(const MachineRates& machine) {
 
 std::string heading(const StepProfile& profile) {
   return concat("model     ", profile.model, "\ndevice    ", profile.device, "\nmachine   ",
-                machine_text(profile.machine), "\nstep      ", profile.batch, " x ", profile.seq, " tokens",
+                machine_text(profile.machine),
+                profile.ranks.empty() ? "" : concat("\nranks     ", profile.ranks, "; measured on rank 0"),
+                "\nstep      ", profile.batch, " x ", profile.seq, " tokens",
                 profile.accumulation > 1 ? concat(" x ", profile.accumulation, " micro-batches") : "", ", ",
                 profile.steps(), profile.steps() == 1 ? " step" : " steps", " measured\n\n");
+}
+
+std::string communication_text(const CommunicationTime& total, double steps) {
+  if (total.collectives == 0) return "";
+  return format("traffic   %.0f collectives a step, ", static_cast<double>(total.collectives) / steps) +
+         bytes_text(static_cast<int64_t>(static_cast<double>(total.bytes_sent) / steps)) +
+         format(" sent; %.2f ms, %.2f ms of it waited for: %.1f%% hidden\n", total.seconds / steps * 1e3,
+                total.waited_seconds / steps * 1e3, 100 * total.hidden());
 }
 
 std::string totals(const StepProfile& profile) {
@@ -133,6 +166,11 @@ std::string totals(const StepProfile& profile) {
                             with_thousands(std::llround(profile.tokens_per_second())).c_str());
   text += format("kernels   %.2f ms a step, %.2f ms predicted: %.1f%% of the roofline\n",
                  kernels / steps * 1e3, predicted / steps * 1e3, 100 * share_of(predicted, kernels));
+  text += communication_text(communication_time(profile.launches), steps);
+  if (profile.collectives_alone_seconds > 0)
+    text += format(
+        "overlap   kernels alone %.2f ms, collectives alone %.2f ms: %.1f%% of the shorter hidden\n",
+        profile.kernels_alone_seconds * 1e3, profile.collectives_alone_seconds * 1e3, 100 * profile.hidden());
   if (profile.model_flops)
     text +=
         concat("model     ", with_prefix(*profile.model_flops), "FLOPs a token, ",
@@ -149,9 +187,22 @@ std::string totals(const StepProfile& profile) {
 
 }  // namespace
 
+CommunicationTime communication_time(const std::vector<StepTime>& launches) {
+  CommunicationTime sum;
+  for (const StepTime& launch : launches) {
+    if (!launch.is_collective()) continue;
+    sum.collectives += launch.runs;
+    sum.seconds += launch.communication_seconds;
+    sum.waited_seconds += launch.seconds;
+    sum.bytes_sent += launch.bytes_sent;
+  }
+  return sum;
+}
+
 std::vector<KernelTime> kernel_times(const std::vector<StepTime>& launches, const MachineRates* machine) {
   std::map<std::pair<std::string, std::string>, KernelTime> sums;
   for (const StepTime& launch : launches) {
+    if (launch.is_collective()) continue;
     KernelTime& sum = sums[{launch.graph, launch.name}];
     const auto runs = static_cast<double>(launch.runs);
     sum.graph = launch.graph;
@@ -227,10 +278,14 @@ std::string launch_table(const StepProfile& profile) {
       line("graph", "scope", "kernel") + format(" %12s %12s %7s", "measured us", "predicted us", "ratio");
   std::string text = concat(head, "\n", std::string(head.size(), '-'), "\n");
   for (const StepTime& launch : profile.launches) {
-    const double measured = measured_seconds(launch),
-                 predicted = predict(launch.cost, profile.machine).seconds();
-    text += line(launch.graph, launch.scope, shortened(launch.name)) +
-            format(" %12.2f %12.2f %7.2f\n", measured * 1e6, predicted * 1e6, share_of(predicted, measured));
+    const double measured = measured_seconds(launch);
+    text += line(launch.graph, launch.scope, shortened(launch.name));
+    if (launch.is_collective()) {
+      text += format(" %12.2f\n", measured * 1e6);
+      continue;
+    }
+    const double predicted = predict(launch.cost, profile.machine).seconds();
+    text += format(" %12.2f %12.2f %7.2f\n", measured * 1e6, predicted * 1e6, share_of(predicted, measured));
   }
   return text;
 }
@@ -243,9 +298,14 @@ std::string step_profile_json(const StepProfile& profile) {
   json["model"] = profile.model;
   json["device"] = profile.device;
   json["precision"] = to_string(product_dtype(profile.precision));
+  json["ranks"] = profile.rank_count;
   json["steps"] = profile.steps();
   json["tokens"] = profile.tokens();
   json["step_seconds"] = profile.step_seconds;
+  if (profile.collectives_alone_seconds > 0)
+    json["overlap"] = {{"kernels_alone_seconds", profile.kernels_alone_seconds},
+                       {"collectives_alone_seconds", profile.collectives_alone_seconds},
+                       {"hidden", profile.hidden()}};
   json["tokens_per_second"] = profile.tokens_per_second();
   json["model_flops_per_token"] = number_or_null(profile.model_flops);
   json["mfu"] = number_or_null(profile.model_flops_utilization());

@@ -46,10 +46,8 @@ std::string rank_statistics(const Executor& executor, const Rank& rank, int64_t 
   for (const PlannedTraffic& entry : step_traffic(planned_traffic(executor.plan()), micro_batches))
     step.push_back(entry_of(entry.kind, entry.group, entry.collectives, entry.bytes));
   const std::string own = own_statistics(executor, rank).dump();
-  const std::vector<std::string> all =
-      rank.communicator == nullptr ? std::vector<std::string>{own} : rank.communicator->all_gather_text(own);
   json& ranks = result["ranks"] = json::array();
-  for (const std::string& text : all) ranks.push_back(json::parse(text));
+  for (const std::string& text : rank.all_gather_text(own)) ranks.push_back(json::parse(text));
   return result.dump(2) + "\n";
 }
 

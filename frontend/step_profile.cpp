@@ -5,11 +5,14 @@
 
 #include "frontend/human.h"
 #include "frontend/model_file.h"
+#include "frontend/rank_agreement.h"
+#include "frontend/rank_clock.h"
 #include "frontend/training_step.h"
 #include "graph/cost_summary.h"
 #include "runtime/data_loader.h"
 #include "runtime/initialize.h"
 #include "runtime/measure_machine.h"
+#include "runtime/steady_clock.h"
 #include "runtime/trainer.h"
 
 namespace kumi {
@@ -62,17 +65,20 @@ std::optional<double> model_flops_of_token(const Recipe& recipe) {
   Module module = load_model(recipe.model, recipe.settings);
   const bool is_planned = module.find_graph("forward") == nullptr || module.has_run("fuse");
   if (is_planned) return std::nullopt;
-  const CostSummary cost = summarize_cost(run_pipeline(std::move(module), training_options(recipe), "infer"));
+  const CostSummary cost =
+      summarize_cost(run_pipeline(std::move(module), training_options(recipe, Mesh()), "infer"));
   return (cost.total.forward_flops + cost.total.backward_flops) / cost.tokens;
 }
 
-StepProfile describe(const Recipe& recipe, const TrainingStep& step, const Device& device) {
+StepProfile describe(const Recipe& recipe, const TrainingStep& step, const Device& device, const Rank& rank) {
   StepProfile profile;
   profile.model = concat(step.plan.module.name, ", ", with_thousands(parameter_count(step.plan.module)),
                          " parameters (", recipe.model.string(), ")");
   profile.device = device.description();
   profile.precision = recipe.precision;
-  profile.batch = step.batch;
+  profile.rank_count = rank.mesh().ranks();
+  if (rank.communicator != nullptr) profile.ranks = describe_ranks(recipe, rank.mesh());
+  profile.batch = step.batch * profile.rank_count;
   profile.seq = step.seq;
   profile.accumulation = recipe.optimizer.accumulation;
   for (const Graph& graph : step.plan.module.graphs)
@@ -80,7 +86,9 @@ StepProfile describe(const Recipe& recipe, const TrainingStep& step, const Devic
   return profile;
 }
 
-MachineRates machine_of(Device& device, const Recipe& recipe) {
+// By all ranks at the same time, as they compute later.
+MachineRates machine_of(Device& device, const Recipe& recipe, const Rank& rank) {
+  rank.barrier();
   try {
     return measure_machine(device, recipe.precision);
   } catch (Error& error) {
@@ -88,22 +96,53 @@ MachineRates machine_of(Device& device, const Recipe& recipe) {
   }
 }
 
-void measure_steps(Executor& executor, int64_t steps, StepProfile* profile) {
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t middle = values.size() / 2;
+  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
+}
+
+// Of the graph's launches in a run: one a kernel, two a collective.
+size_t span_count(const GraphPlan& graph) {
+  size_t spans = graph.steps.size();
+  for (const Step& step : graph.steps)
+    if (step.collective != kNone) ++spans;
+  return spans;
+}
+
+void measure_steps(Executor& executor, int64_t steps, const Rank& rank, StepProfile* profile) {
   const GraphPlan& gradient = executor.graph("gradient");
-  const size_t launches = gradient.steps.size() * static_cast<size_t>(profile->accumulation) +
-                          executor.graph("update").steps.size();
-  profile->timeline.reserve(launches * static_cast<size_t>(steps));
-  RandomBatches batches(profile->batch, profile->seq, id_limit(gradient));
+  size_t spans = span_count(gradient) * static_cast<size_t>(profile->accumulation);
+  for (const char* name : {"update", "replicate"})
+    if (executor.has_graph(name)) spans += span_count(executor.graph(name));
+  profile->timeline.reserve(spans * static_cast<size_t>(steps));
+  RandomBatches batches(profile->batch / profile->rank_count, profile->seq, id_limit(gradient));
   TrainingOptions options;
   options.accumulation = profile->accumulation;
   TrainingHooks hooks;
   options.steps = kWarmupSteps;
   train(executor, batches, options, hooks);
+  profile->start = common_moment(rank);
   executor.set_profiling(true, &profile->timeline);
   options.steps = kWarmupSteps + steps;
   hooks.on_step = [&](const StepReport& report) { profile->step_seconds.push_back(report.seconds); };
   train(executor, batches, options, hooks);
   executor.set_profiling(false);
+}
+
+// The median over `steps` steps.
+double measure_alone(Executor& executor, Executor::Alone part, int64_t steps, int64_t accumulation,
+                     const Rank& rank) {
+  std::vector<double> seconds;
+  for (int64_t step = 0; step < steps; ++step) {
+    rank.barrier();
+    const int64_t begin = steady_nanoseconds();
+    for (int64_t i = 0; i < accumulation; ++i) executor.run_alone("gradient", part);
+    for (const char* name : {"update", "replicate"})
+      if (executor.has_graph(name)) executor.run_alone(name, part);
+    seconds.push_back(static_cast<double>(steady_nanoseconds() - begin) * 1e-9);
+  }
+  return median(std::move(seconds));
 }
 
 }  // namespace
@@ -113,46 +152,61 @@ DType product_dtype(Precision precision) {
 }
 
 double StepProfile::median_seconds() const {
-  std::vector<double> sorted = step_seconds;
-  std::sort(sorted.begin(), sorted.end());
-  const size_t middle = sorted.size() / 2;
-  return sorted.size() % 2 == 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
+  return median(step_seconds);
+}
+
+double StepProfile::hidden() const {
+  const double shorter = std::min(kernels_alone_seconds, collectives_alone_seconds);
+  return shorter > 0 ? (kernels_alone_seconds + collectives_alone_seconds - median_seconds()) / shorter : 0;
 }
 
 double StepProfile::kernel_seconds() const {
   double sum = 0;
-  for (const StepTime& launch : launches) sum += launch.seconds;
+  for (const StepTime& launch : launches)
+    if (!launch.is_collective()) sum += launch.seconds;
   return sum;
 }
 
 double StepProfile::predicted_seconds() const {
   double sum = 0;
   for (const StepTime& launch : launches)
-    sum += predict(launch.cost, machine).seconds() * static_cast<double>(launch.runs);
+    if (!launch.is_collective())
+      sum += predict(launch.cost, machine).seconds() * static_cast<double>(launch.runs);
   return sum;
 }
 
 std::optional<double> StepProfile::model_flops_utilization() const {
   if (!model_flops) return std::nullopt;
-  return *model_flops * tokens_per_second() / machine.product_flops(product_dtype(precision));
+  return *model_flops * tokens_per_second() / static_cast<double>(rank_count) /
+         machine.product_flops(product_dtype(precision));
 }
 
-StepProfile profile_step(const Recipe& recipe, int64_t steps) {
-  TrainingStep step = plan_training_step(recipe);
-  std::unique_ptr<Device> device = open_device(recipe.device);
-  StepProfile profile = describe(recipe, step, *device);
+StepProfile profile_step(const Recipe& recipe, int64_t steps, const Rank& rank) {
+  TrainingStep step = plan_training_step(recipe, rank.mesh());
+  if (rank.communicator != nullptr) check_agreement(*rank.communicator, recipe, step.plan);
+  std::unique_ptr<Device> device = open_device(recipe.device, rank.device);
+  StepProfile profile = describe(recipe, step, *device, rank);
   profile.model_flops = model_flops_of_token(recipe);
-  const MachineRates before = machine_of(*device, recipe);
+  const MachineRates before = machine_of(*device, recipe, rank);
   {
-    Executor executor(std::move(step.plan), *device);
-    profile.compile = executor.compile_statistics();
-    profile.arena_bytes = executor.arena_bytes();
-    profile.state_bytes = executor.state_bytes();
-    initialize_states(recipe, executor);
-    measure_steps(executor, steps, &profile);
-    profile.launches = executor.profile();
+    std::optional<Executor> executor;
+    rank.in_turns([&] { executor.emplace(std::move(step.plan), *device, rank.communicator); });
+    profile.compile = executor->compile_statistics();
+    profile.arena_bytes = executor->arena_bytes();
+    profile.state_bytes = executor->state_bytes();
+    initialize_states(recipe, *executor, rank.ranks());
+    make_replicas(*executor);
+    measure_steps(*executor, steps, rank, &profile);
+    if (rank.communicator != nullptr) {
+      using Alone = Executor::Alone;
+      profile.kernels_alone_seconds =
+          measure_alone(*executor, Alone::kKernels, steps, profile.accumulation, rank);
+      profile.collectives_alone_seconds =
+          measure_alone(*executor, Alone::kCollectives, steps, profile.accumulation, rank);
+    }
+    profile.launches = executor->profile();
   }
-  profile.machine = best_of(before, machine_of(*device, recipe));
+  profile.machine = best_of(before, machine_of(*device, recipe, rank));
   return profile;
 }
 

@@ -41,12 +41,11 @@ class TrainingRun {
     planned_ = plan_training_step(recipe_, rank_.mesh());
     parameters_ = parameter_count(planned_.plan.module);
     if (rank_.communicator != nullptr) check_agreement(*rank_.communicator, recipe_, planned_.plan);
-    // The first rank of a machine fills the caches that the others then find full.
-    in_turns([&] { open_data(); });
+    rank_.in_turns([&] { open_data(); });
     std::unique_ptr<Device> device = open_device(recipe_.device, rank_.device);
     resident_before_ = resident_bytes();
     std::optional<Executor> executor;
-    in_turns([&] { executor.emplace(std::move(planned_.plan), *device, rank_.communicator); });
+    rank_.in_turns([&] { executor.emplace(std::move(planned_.plan), *device, rank_.communicator); });
     executor->set_profiling(!request_.profile_file.empty());
     first_states(*executor);
     print_summary(*executor, *device);
@@ -67,22 +66,10 @@ class TrainingRun {
     if (rank_.is_main()) out_ << line << std::endl;
   }
 
-  // First on one rank of each machine, then on the others.
-  template <typename Work>
-  void in_turns(Work work) {
-    const bool is_first = rank_.mesh().index(MeshGroup::kNode, rank_.number()) == 0;
-    if (is_first) work();
-    if (rank_.communicator == nullptr) return;
-    rank_.communicator->barrier();
-    if (!is_first) work();
-  }
-
   // All ranks stop after the same step, whichever of them got a signal.
   bool should_stop() const {
-    const bool own = StopSignals::requested();
-    if (rank_.communicator == nullptr) return own;
     bool any = false;
-    for (const std::string& text : rank_.communicator->all_gather_text(own ? "stop" : ""))
+    for (const std::string& text : rank_.all_gather_text(StopSignals::requested() ? "stop" : ""))
       any = any || !text.empty();
     return any;
   }
@@ -155,7 +142,7 @@ class TrainingRun {
                   static_cast<long long>(compiled.cache_hits), compiled.seconds);
     say(concat("compiled  ", text));
     say(concat("memory    ", memory_line(report_memory(executor.plan().module))));
-    if (rank_.communicator != nullptr) say(concat("ranks     ", ranks_line(executor.plan())));
+    if (rank_.communicator != nullptr) say(concat("ranks     ", describe_ranks(recipe_, rank_.mesh())));
     say(concat("data      ", data_.description));
     if (data_.unigram_entropy)
       std::snprintf(text, sizeof text, "unigram entropy %.4f nats, ln(vocab) %.4f", *data_.unigram_entropy,
@@ -218,16 +205,6 @@ class TrainingRun {
 
   bool is_terminal() const { return rank_.is_main() && &out_ == &std::cout && isatty(STDOUT_FILENO) != 0; }
   int64_t global_batch() const { return planned_.batch * rank_.mesh().ranks(); }
-
-  // "8 on 2 nodes, zero3_local, weights nf4"
-  std::string ranks_line(const Plan& plan) const {
-    const Mesh mesh = plan.module.mesh;
-    std::string line = concat(mesh.ranks(), " on ", mesh.nodes, mesh.nodes == 1 ? " node, " : " nodes, ",
-                              to_string(recipe_.sharding));
-    if (recipe_.quantized_weights != "none") line += ", weights in " + recipe_.quantized_weights;
-    if (recipe_.quantized_gradients != "none") line += ", gradients in " + recipe_.quantized_gradients;
-    return line;
-  }
 
   int stopped(const Executor& executor) {
     const int64_t step = steps_done(executor);

@@ -64,10 +64,6 @@ PlanOptions training_options(const Recipe& recipe, const Mesh& mesh) {
   return options;
 }
 
-TrainingStep plan_training_step(const Recipe& recipe) {
-  return plan_training_step(recipe, recipe.mesh());
-}
-
 TrainingStep plan_training_step(const Recipe& recipe, const Mesh& mesh) {
   TrainingStep step;
   step.plan =
@@ -78,6 +74,14 @@ TrainingStep plan_training_step(const Recipe& recipe, const Mesh& mesh) {
   step.seq = shape[1];
   step.vocab = tokens.range->limit;
   return step;
+}
+
+std::string describe_ranks(const Recipe& recipe, const Mesh& mesh) {
+  std::string line = concat(mesh.ranks(), " on ", mesh.nodes, mesh.nodes == 1 ? " node, " : " nodes, ",
+                            to_string(recipe.sharding));
+  if (recipe.quantized_weights != "none") line += ", weights in " + recipe.quantized_weights;
+  if (recipe.quantized_gradients != "none") line += ", gradients in " + recipe.quantized_gradients;
+  return line;
 }
 
 void initialize_states(const Recipe& recipe, Executor& executor, const Ranks& ranks) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "codegen/plan.h"
 #include "frontend/recipe.h"
@@ -28,8 +29,10 @@ PlanOptions training_options(const Recipe& recipe, const Mesh& mesh);
 
 // Throws Error for a model that cannot be planned, or whose inputs are others than tokens and labels,
 // i32[batch, seq].
-TrainingStep plan_training_step(const Recipe& recipe);
 TrainingStep plan_training_step(const Recipe& recipe, const Mesh& mesh);
+
+// "8 on 2 nodes, zero3_local, weights in nf4"
+std::string describe_ranks(const Recipe& recipe, const Mesh& mesh);
 
 // Fresh states: from the recipe's seed, weights from its init_from if it has one. The executor's states
 // are zeros. Of several ranks all call it; together they have what one would have.

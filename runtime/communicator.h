@@ -23,6 +23,14 @@ struct CommunicatorOptions {
   std::function<bool()> is_told_to_end = nullptr;
 };
 
+// When a collective ran, beside what its rank computed: in nanoseconds of the steady clock.
+struct CommunicationSpan {
+  int64_t begin = 0, end = 0;
+  int64_t bytes_sent = 0;
+
+  double seconds() const { return static_cast<double>(end - begin) * 1e-9; }
+};
+
 // One collective of a plan, ready to run again and again; one run at a time.
 class Collective {
  public:
@@ -35,6 +43,8 @@ class Collective {
   // Returns when the outputs are complete and the inputs may change. Throws Error with the collective, the
   // ranks that were waited for and why they are given up.
   virtual void wait() = 0;
+  // Of the run that was waited for last.
+  virtual CommunicationSpan last_run() const = 0;
 };
 
 // What one rank has sent, by kind of collective and group. Copies to itself do not count.

@@ -12,6 +12,7 @@
 #include "runtime/collective_algorithm.h"
 #include "runtime/exchange.h"
 #include "runtime/rank_watch.h"
+#include "runtime/steady_clock.h"
 
 namespace kumi {
 namespace {
@@ -194,17 +195,22 @@ class ExchangedCollective : public Collective, Job {
     is_started_ = false;
     communicator_.wait(this);
   }
+  CommunicationSpan last_run() const override { return last_run_; }
 
  private:
   void run(Exchange& exchange) override {
+    last_run_.begin = steady_nanoseconds();
     algorithm_.run(exchange, buffers_);
-    communicator_.count(algorithm_.call(), exchange.take_sent_bytes());
+    last_run_.end = steady_nanoseconds();
+    last_run_.bytes_sent = exchange.take_sent_bytes();
+    communicator_.count(algorithm_.call(), last_run_.bytes_sent);
   }
 
   ExchangeCommunicator& communicator_;
   const CollectiveAlgorithm algorithm_;
   void* const* buffers_ = nullptr;
   bool is_started_ = false;
+  CommunicationSpan last_run_;
 };
 
 // Texts to everyone, or to rank 0 only: first the lengths, then the texts.

@@ -1,13 +1,13 @@
 #include "runtime/executor.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <utility>
 
 #include "graph/passes/memory.h"
 #include "graph/planned_memory.h"
 #include "runtime/outliving_collectives.h"
+#include "runtime/steady_clock.h"
 
 namespace kumi {
 namespace {
@@ -56,11 +56,6 @@ const Feed* find_feed(std::span<const Feed> feeds, const std::string& name) {
   for (const Feed& feed : feeds)
     if (feed.name == name) return &feed;
   return nullptr;
-}
-
-int64_t steady_nanoseconds() {
-  const auto now = std::chrono::steady_clock::now().time_since_epoch();
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
 }
 
 std::vector<std::string> names_of(const std::vector<PlanPort>& ports) {
@@ -117,12 +112,11 @@ void Executor::compile() {
   for (const MatmulCall& call : plan_.matmuls) matmuls_.push_back(device_.matmul(call));
   const OutlivingCollectives outliving(plan_);
   outliving_.resize(outliving.count());
-  size_t number = 0;  // index into profile()
   for (size_t g = 0; g < plan_.graphs.size(); ++g) {
     const GraphPlan& graph = plan_.graphs[g];
     std::vector<Launch>& launches = launches_.emplace_back();
     std::vector<bool> is_waited_for(graph.steps.size(), false);
-    for (size_t i = 0; i < graph.steps.size(); ++i, ++number) {
+    for (size_t i = 0; i < graph.steps.size(); ++i) {
       const Step& step = graph.steps[i];
       Launch& launch = launches.emplace_back();
       if (step.kernel != kNone) launch.callable = kernels_[step.kernel].get();
@@ -135,7 +129,7 @@ void Executor::compile() {
       }
       launch.waits_for_others = outliving.before(g, i);
       launch.outliving = outliving.number(g, i);
-      if (launch.outliving) outliving_[*launch.outliving] = {launch.collective, number};
+      if (launch.outliving) outliving_[*launch.outliving] = {g, i};
     }
     std::vector<size_t>& last = last_waits_.emplace_back();
     for (size_t i = 0; i < launches.size(); ++i)
@@ -221,47 +215,75 @@ void Executor::run_graph(size_t graph) {
 }
 
 void Executor::run_timed(size_t graph) {
-  size_t first = 0;
-  for (size_t g = 0; g < graph; ++g) first += launches_[g].size();
   std::vector<Launch>& launches = launches_[graph];
-  LaunchSpan span;
-  span.begin = steady_nanoseconds();
-  const auto count = [&](size_t launch, double* seconds) {
-    span.end = steady_nanoseconds();
-    span.launch = launch;
-    *seconds += span.seconds();
-    if (timeline_ != nullptr && timeline_->size() < timeline_->capacity()) timeline_->push_back(span);
-    span.begin = span.end;
-  };
-  const auto wait = [&](size_t launch) {
-    launches[launch].collective->wait();
-    count(first + launch, &launches[launch].seconds);
-  };
+  ++timed_runs_;
+  int64_t begin = steady_nanoseconds();
   for (size_t i = 0; i < launches.size(); ++i) {
     Launch& launch = launches[i];
-    for (size_t other : launch.waits_for_others)
-      if (finish(outliving_[other])) count(outliving_[other].launch, &outliving_[other].seconds);
-    for (size_t other : launch.waits) wait(other);
+    for (size_t other : launch.waits_for_others) {
+      Outliving& outliving = outliving_[other];
+      if (std::exchange(outliving.is_running, false))
+        begin = wait_timed(outliving.graph, outliving.launch, begin);
+    }
+    for (size_t other : launch.waits) begin = wait_timed(graph, other, begin);
     ++launch.runs;
     if (launch.collective != nullptr) {
       launch.collective->start(launch.buffers.data());
     } else {
       launch.callable->run(launch.buffers.data());
-      count(first + i, &launch.seconds);
+      const int64_t end = steady_nanoseconds();
+      launch.seconds += static_cast<double>(end - begin) * 1e-9;
+      record(LaunchSpan::kKernel, graph, i, begin, end);
+      begin = end;
     }
     if (launch.outliving) outliving_[*launch.outliving].is_running = true;
   }
-  for (size_t other : last_waits_[graph]) wait(other);
+  for (size_t other : last_waits_[graph]) begin = wait_timed(graph, other, begin);
 }
 
-bool Executor::finish(Outliving& outliving) const {
-  if (!std::exchange(outliving.is_running, false)) return false;
-  outliving.collective->wait();
-  return true;
+int64_t Executor::wait_timed(size_t graph, size_t index, int64_t begin) {
+  Launch& launch = launches_[graph][index];
+  launch.collective->wait();
+  const int64_t end = steady_nanoseconds();
+  launch.seconds += static_cast<double>(end - begin) * 1e-9;
+  record(LaunchSpan::kWait, graph, index, begin, end);
+  const CommunicationSpan communication = launch.collective->last_run();
+  launch.communication_seconds += communication.seconds();
+  launch.bytes_sent += communication.bytes_sent;
+  record(LaunchSpan::kCommunication, graph, index, communication.begin, communication.end);
+  return end;
 }
 
-void Executor::finish() const {
-  for (Outliving& outliving : outliving_) finish(outliving);
+void Executor::record(LaunchSpan::Kind kind, size_t graph, size_t launch, int64_t begin, int64_t end) {
+  if (timeline_ == nullptr || timeline_->size() == timeline_->capacity()) return;
+  for (size_t g = 0; g < graph; ++g) launch += launches_[g].size();
+  timeline_->push_back({launch, begin, end, kind, timed_runs_});
+}
+
+void Executor::run_alone(std::string_view name, Alone part) {
+  finish();
+  for (Launch& launch : launches_[graph_index(name)]) {
+    if (part == Alone::kKernels) {
+      if (launch.collective == nullptr) launch.callable->run(launch.buffers.data());
+    } else if (launch.collective != nullptr) {
+      launch.collective->start(launch.buffers.data());
+      launch.collective->wait();
+      launch.alone_seconds += launch.collective->last_run().seconds();
+    }
+  }
+}
+
+void Executor::finish(Outliving& outliving) const {
+  if (std::exchange(outliving.is_running, false))
+    launches_[outliving.graph][outliving.launch].collective->wait();
+}
+
+void Executor::finish() {
+  for (Outliving& outliving : outliving_)
+    if (profiling_ && std::exchange(outliving.is_running, false))
+      wait_timed(outliving.graph, outliving.launch, steady_nanoseconds());
+    else
+      finish(outliving);
 }
 
 const PlanPort& Executor::output_port(std::string_view name) const {
@@ -313,7 +335,7 @@ const State& Executor::state(const std::string& name) const {
 void* Executor::state_address(const std::string& name, int64_t offset, int64_t bytes) const {
   const auto index = static_cast<int32_t>(state_index(name));
   check_part(offset, bytes, byte_count(plan_.states[index].type), concat("the state ", quoted(name)));
-  finish();
+  for (Outliving& outliving : outliving_) finish(outliving);
   return address({index, offset});
 }
 
@@ -339,9 +361,13 @@ std::vector<StepTime> Executor::profile() const {
     for (size_t i = 0; i < plan_.graphs[g].steps.size(); ++i) {
       const Step& step = plan_.graphs[g].steps[i];
       const Launch& launch = launches_[g][i];
-      const double outlived = launch.outliving ? outliving_[*launch.outliving].seconds : 0;
-      times.push_back(
-          {plan_.graphs[g].name, step.name, step.scope, launch.runs, launch.seconds + outlived, step.cost});
+      StepTime& time = times.emplace_back(
+          StepTime{plan_.graphs[g].name, step.name, step.scope, launch.runs, launch.seconds, step.cost});
+      if (step.collective == kNone) continue;
+      time.group = plan_.collectives[step.collective].group;
+      time.communication_seconds = launch.communication_seconds;
+      time.alone_seconds = launch.alone_seconds;
+      time.bytes_sent = launch.bytes_sent;
     }
   return times;
 }

@@ -22,22 +22,33 @@
 
 namespace kumi {
 
-// Where the time of a launch went, summed over runs (Executor::set_profiling). The time of a collective is
-// what was spent waiting for it; what ran beside the device's work is not in it.
+// Where the time of a launch went, summed over runs (Executor::set_profiling).
 struct StepTime {
   std::string graph;
   std::string name;  // of the kernel or op
   std::string scope;
   int64_t runs = 0;
-  double seconds = 0;
-  Cost cost;  // of one run
+  double seconds = 0;  // of a collective: what was spent waiting for it
+  Cost cost;           // of one run
+  // Of a collective only.
+  std::optional<MeshGroup> group = std::nullopt;
+  double communication_seconds = 0;  // of its own, most of it beside the device's work
+  double alone_seconds = 0;          // in Executor::run_alone
+  int64_t bytes_sent = 0;
+
+  bool is_collective() const { return group.has_value(); }
 };
 
-// When a launch ran, in nanoseconds of the steady clock.
+// When a launch ran, in nanoseconds of the steady clock. A collective has two spans: when it was waited for,
+// and, right after that in the timeline, when it ran.
 struct LaunchSpan {
+  enum Kind : uint8_t { kKernel, kWait, kCommunication };
+
   size_t launch = 0;  // index into Executor::profile()
   int64_t begin = 0;
   int64_t end = 0;
+  Kind kind = kKernel;
+  int64_t run = 0;  // counts the runs of all graphs
 
   double seconds() const { return static_cast<double>(end - begin) * 1e-9; }
 };
@@ -55,7 +66,12 @@ class Executor {
   // the value that is out of range; then nothing has been computed.
   void run(std::string_view graph, std::span<const Feed> feeds);
   // Returns when no collective is running any more. Throws Error as they do.
-  void finish() const;
+  void finish();
+
+  // To measure: runs only the graph's kernels or only its collectives, one after the other, on whatever lies
+  // in their buffers. What they compute is of no use, and the states hold nothing of worth any more.
+  enum class Alone { kKernels, kCollectives };
+  void run_alone(std::string_view graph, Alone part);
 
   // An output of the graph that ran last. Throws Error if it has no such output.
   HostTensor output(std::string_view name) const;
@@ -102,13 +118,14 @@ class Executor {
     std::vector<void*> buffers;
     int64_t runs = 0;
     double seconds = 0;
+    double communication_seconds = 0;
+    double alone_seconds = 0;
+    int64_t bytes_sent = 0;
   };
   // A collective that may still be running when its graph has ended.
   struct Outliving {
-    Collective* collective = nullptr;
-    size_t launch = 0;  // index into profile()
+    size_t graph = 0, launch = 0;
     bool is_running = false;
-    double seconds = 0;  // that have been waited for it
   };
   struct DeviceFree {
     Device* device;
@@ -126,8 +143,10 @@ class Executor {
   void copy_inputs(const GraphPlan& graph, std::span<const Feed> feeds);
   void run_graph(size_t graph);
   void run_timed(size_t graph);
-  // True if it had to be waited for.
-  bool finish(Outliving& outliving) const;
+  void finish(Outliving& outliving) const;
+  // Both times in nanoseconds of the steady clock; returns when the wait ended.
+  int64_t wait_timed(size_t graph, size_t launch, int64_t begin);
+  void record(LaunchSpan::Kind kind, size_t graph, size_t launch, int64_t begin, int64_t end);
   std::unique_ptr<Collective> prepare(const GraphPlan& graph, const Step& step) const;
 
   Plan plan_;
@@ -147,6 +166,7 @@ class Executor {
   CompileStatistics statistics_;
   const GraphPlan* last_run_ = nullptr;
   bool profiling_ = false;
+  int64_t timed_runs_ = 0;
   std::vector<LaunchSpan>* timeline_ = nullptr;
 };
 

@@ -23,18 +23,26 @@ struct ProfileOptions {
   bool nodes = false;
 };
 
-int profile(const ProfileOptions& options) {
+int profile_rank(const Recipe& recipe, const ProfileOptions& options, const Rank& rank) {
   for (const std::string& file : {options.json, options.trace})
-    if (!file.empty()) check_output_file(file);
-  const Recipe recipe = open_recipe(options.recipe);
-  const StepProfile measured = profile_step(recipe, options.steps);
+    if (!file.empty() && rank.is_main()) check_output_file(file);
+  const StepProfile measured = profile_step(recipe, options.steps, rank);
+  std::vector<std::string> events;
+  if (!options.trace.empty())
+    events = rank.gather_text(
+        trace_events(rank.number(), measured.start, measured.timeline, measured.launches, measured.machine));
+  if (!rank.is_main()) return kExitSuccess;
   std::cout << step_profile_text(measured, options.rows);
   if (options.nodes) std::cout << "\n" << launch_table(measured);
   if (!options.json.empty()) write_file_atomically(options.json, step_profile_json(measured));
-  if (!options.trace.empty())
-    write_file_atomically(options.trace,
-                          trace_events(measured.timeline, measured.launches, measured.machine));
+  if (!options.trace.empty()) write_file_atomically(options.trace, trace_of_ranks(events));
   return kExitSuccess;
+}
+
+int profile(const ProfileOptions& options) {
+  const Recipe recipe = open_recipe(options.recipe);
+  return run_on_ranks(ranks_request(options.recipe, recipe),
+                      [&](const Rank& rank) { return profile_rank(recipe, options, rank); });
 }
 
 }  // namespace
@@ -57,6 +65,7 @@ void add_profile_command(CLI::App& app, CommandAction* run) {
       "written.\n"
       "A kernel's roofline is the time that the machine would need for its FLOPs or its bytes, whichever is "
       "more, as measured before and after, over the time that it took.\n"
+      "With --ranks N or under mpirun the report is rank 0's, and the trace has all ranks.\n"
       "Example: kumi profile models/plamo-tiny.txtpb --set model.layers=4 --trace trace.json");
   command->callback([run, options] { *run = [options] { return profile(*options); }; });
 }

@@ -15,6 +15,11 @@ void add_recipe_argument(CLI::App* command, RecipeArgument* argument) {
   add_repeated(command, "--set", &argument->settings,
                "sets a field of the recipe (optimizer.clip=0.5) or a parameter of the model "
                "(model.hidden=256); repeatable. Paths are relative to the working directory");
+  command
+      ->add_option("--ranks", argument->ranks,
+                   "runs on so many ranks, threads of this process; under mpirun or srun each process is a "
+                   "rank without it")
+      ->check(CLI::Range(int64_t{1}, int64_t{4096}));
 }
 
 Recipe open_recipe(const RecipeArgument& argument, const std::vector<Override>& overrides) {
@@ -28,6 +33,15 @@ Recipe open_recipe(const RecipeArgument& argument, const std::vector<Override>& 
   all.insert(all.end(), overrides.begin(), overrides.end());
   for (const std::string& text : argument.settings) all.push_back(parse_override(text));
   return load_recipe(argument.path, all);
+}
+
+RanksRequest ranks_request(const RecipeArgument& argument, const Recipe& recipe) {
+  RanksRequest request;
+  request.threads = argument.ranks;
+  request.nodes = recipe.nodes;
+  request.local = recipe.local;
+  request.timeout_seconds = recipe.timeout;
+  return request;
 }
 
 }  // namespace kumi

@@ -16,7 +16,6 @@ namespace {
 struct TrainOptions {
   RecipeArgument recipe;
   std::string log, export_file, profile, stats;
-  std::optional<int64_t> ranks;
   bool resume = false;
 };
 
@@ -42,7 +41,7 @@ std::string command_line(const TrainOptions& options) {
   add("--export", options.export_file);
   add("--profile", options.profile);
   add("--stats", options.stats);
-  if (options.ranks) line += concat(" --ranks ", *options.ranks);
+  if (options.recipe.ranks) line += concat(" --ranks ", *options.recipe.ranks);
   return line;
 }
 
@@ -56,12 +55,7 @@ int train(const TrainOptions& options) {
   request.profile_file = options.profile;
   request.stats_file = options.stats;
   request.command = command_line(options);
-  RanksRequest ranks;
-  ranks.threads = options.ranks;
-  ranks.nodes = recipe.nodes;
-  ranks.local = recipe.local;
-  ranks.timeout_seconds = recipe.timeout;
-  return run_on_ranks(ranks,
+  return run_on_ranks(ranks_request(options.recipe, recipe),
                       [&](const Rank& rank) { return run_training(recipe, request, rank, std::cout); });
 }
 
@@ -82,11 +76,6 @@ void add_train_command(CLI::App& app, CommandAction* run) {
       ->add_option("--stats", options->stats,
                    "writes memory and traffic of every rank as JSON, planned and measured")
       ->type_name("FILE");
-  command
-      ->add_option("--ranks", options->ranks,
-                   "trains on so many ranks, threads of this process; under mpirun or srun each process is a "
-                   "rank without it")
-      ->check(CLI::Range(int64_t{1}, int64_t{4096}));
   command->footer(
       "Ctrl-C saves a checkpoint and ends with status 130; --resume goes on as if nothing had happened.\n"
       "Example: kumi train models/plamo-tiny.txtpb --set model.layers=4 --set steps=200");

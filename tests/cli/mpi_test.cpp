@@ -1,4 +1,5 @@
-// Ranks as processes of an MPI job: the golden run under mpirun, a rank that is killed, ranks that differ.
+// Ranks as processes of an MPI job: the golden run under mpirun, a mesh that is refused, a trace of all
+// ranks.
 #include <gtest/gtest.h>
 
 #include <signal.h>
@@ -7,8 +8,10 @@
 #include <fstream>
 #include <thread>
 
+#include "runtime/atomic_file.h"
 #include "tests/golden/golden_case.h"
 #include "tests/support/tiny_run.h"
+#include "tests/support/trace_spans.h"
 
 namespace kumi::testing {
 namespace {
@@ -46,12 +49,18 @@ class MpiJob : public MpiTest {
     if (!run_.exists()) GTEST_SKIP() << run_.missing();
   }
 
-  // `mpirun -n 4 kumi train ...` of the golden run.
-  std::vector<std::string> command(const std::vector<std::string>& more) const {
+  // `mpirun -n 4 kumi ...`
+  static std::vector<std::string> on_four_ranks(const std::vector<std::string>& arguments) {
     std::vector<std::string> all = {mpirun().string(), "--oversubscribe", "-n", "4"};
-    const std::vector<std::string> train = kumi_command(
+    const std::vector<std::string> kumi = kumi_command(arguments);
+    all.insert(all.end(), kumi.begin(), kumi.end());
+    return all;
+  }
+
+  // `kumi train ...` of the golden run.
+  std::vector<std::string> command(const std::vector<std::string>& more) const {
+    std::vector<std::string> all = on_four_ranks(
         {"train", std::string(KUMI_SOURCE_DIR) + "/models/replay.txtpb", "--model", run_.model().string()});
-    all.insert(all.end(), train.begin(), train.end());
     const std::vector<std::string> settings = run_.model_settings();
     all.insert(all.end(), settings.begin(), settings.end());
     for (const std::string& argument :
@@ -73,6 +82,30 @@ TEST_F(MpiJob, FollowsTheGoldenRun) {
   run_.expect_trained_weights(1e-4);
   EXPECT_EQ(read_steps(run_.folder() / "log.jsonl").size(), static_cast<size_t>(run_.steps()));
   EXPECT_NE(result.out.find("4 on 2 nodes, zero3_local"), std::string::npos) << result.out;
+}
+
+TEST_F(MpiJob, ATraceHasAllRanks) {
+  const TemporaryFolder folder;
+  const fs::path trace_file = folder / "trace.json";
+  const CommandResult result =
+      Process(on_four_ranks({"profile", write_tiny_recipe(folder).string(), "--set", "data.batch_size=4",
+                             "--steps", "1", "--trace", trace_file.string()}),
+              options())
+          .wait();
+  ASSERT_EQ(result.status, 0) << result.description();
+  EXPECT_NE(result.out.find("4 on 1 node, zero3_local; measured on rank 0"), std::string::npos) << result.out;
+  const nlohmann::json trace = nlohmann::json::parse(read_file(trace_file));
+  std::vector<TraceSpan> steps;
+  for (int64_t rank = 0; rank < 4; ++rank) {
+    EXPECT_FALSE(spans_of_track(trace, "kernels", rank).empty()) << rank;
+    EXPECT_FALSE(spans_of_track(trace, "communication", rank).empty()) << rank;
+    for (const TraceSpan& scope : spans_of_track(trace, "scopes", rank))
+      if (scope.name == "step 1") steps.push_back(scope);
+  }
+  // The processes' clocks are one: they run the step at the same time.
+  ASSERT_EQ(steps.size(), 4u);
+  for (const TraceSpan& a : steps)
+    for (const TraceSpan& b : steps) EXPECT_LT(a.begin, b.end);
 }
 
 TEST_F(MpiJob, AMeshThatTheRanksDoNotFillIsRefused) {

@@ -86,6 +86,64 @@ TEST_F(Profile, MeasuresAStepAndWritesOnlyWhatIsAskedFor) {
   EXPECT_EQ(std::count(found.begin(), found.end(), "gradient"), 6);
 }
 
+// Every rank's kernels and collectives on one clock; the report is rank 0's.
+TEST_F(Profile, TracesEveryRank) {
+  const fs::path json_file = folder_ / "profile.json", trace_file = folder_ / "trace.json";
+  const CommandResult result =
+      profile({"--ranks", "4", "--steps", "2", "--set", "data.batch_size=4", "--set", "mesh.local=2",
+               "--json", json_file.string(), "--trace", trace_file.string(), "--nodes"});
+  ASSERT_EQ(result.status, 0) << result.description();
+  for (const char* part : {"ranks     4 on 2 nodes, zero3_local; measured on rank 0", "% hidden",
+                           "4 x 16 tokens x 2 micro-batches, 2 steps"})
+    expect_contains(result.out, part);
+  EXPECT_EQ(result.out.find("model     "), result.out.rfind("model     plamo"));  // said once
+
+  const nlohmann::json json = nlohmann::json::parse(read_file(json_file));
+  EXPECT_EQ(json.at("ranks"), 4);
+  EXPECT_EQ(json.at("tokens"), 4 * 2 * 16);
+  for (const nlohmann::json& kernel : json.at("kernels")) {
+    const std::string name = kernel.at("kernel");
+    EXPECT_EQ(name.find("all_"), std::string::npos) << name;
+  }
+  size_t runs = 0;
+  int64_t bytes = 0;
+  for (const nlohmann::json& collective : json.at("communication").at("collectives")) {
+    runs += collective.at("runs").get<size_t>();
+    bytes += collective.at("bytes_sent").get<int64_t>();
+    EXPECT_GT(collective.at("seconds").get<double>(), 0);
+  }
+  EXPECT_GT(bytes, 0);
+  EXPECT_EQ(json.at("communication").at("bytes_sent"), bytes);
+
+  const nlohmann::json trace = nlohmann::json::parse(read_file(trace_file));
+  std::vector<TraceSpan> steps;
+  for (int64_t rank = 0; rank < 4; ++rank) {
+    const std::vector<TraceSpan> kernels = spans_of_track(trace, "kernels", rank),
+                                 waits = spans_of_track(trace, "waiting", rank),
+                                 communication = spans_of_track(trace, "communication", rank),
+                                 scopes = spans_of_track(trace, "scopes", rank);
+    EXPECT_FALSE(kernels.empty());
+    EXPECT_EQ(communication.size(), runs);
+    EXPECT_EQ(waits.size(), runs);
+    std::vector<TraceSpan> own = kernels;
+    own.insert(own.end(), waits.begin(), waits.end());
+    own.insert(own.end(), scopes.begin(), scopes.end());
+    EXPECT_TRUE(nest(own));
+    EXPECT_TRUE(nest(communication));  // one after the other
+    for (size_t i = 0; i < waits.size(); ++i) {
+      EXPECT_EQ(communication[i].name, waits[i].name);
+      EXPECT_LE(communication[i].end, waits[i].end);
+      EXPECT_GE(communication[i].begin, 0);
+    }
+    for (const TraceSpan& scope : scopes)
+      if (scope.name == "step 1") steps.push_back(scope);
+  }
+  // One step is not over on any rank before it has begun on all: they wait for each other.
+  ASSERT_EQ(steps.size(), 4u);
+  for (const TraceSpan& a : steps)
+    for (const TraceSpan& b : steps) EXPECT_LT(a.begin, b.end);
+}
+
 // The step is the recipe's: overrides change it, and are checked.
 TEST_F(Profile, TakesOverridesAsTrainDoes) {
   const CommandResult result = profile(
@@ -98,7 +156,7 @@ TEST_F(Profile, TakesOverridesAsTrainDoes) {
 
 TEST_F(Profile, ExplainsWhatIsWrong) {
   for (const std::vector<std::string>& wrong : std::vector<std::vector<std::string>>{
-           {"--steps", "0"}, {"--steps", "many"}, {"--rows", "-1"}, {"--nonsense"}}) {
+           {"--steps", "0"}, {"--steps", "many"}, {"--ranks", "0"}, {"--rows", "-1"}, {"--nonsense"}}) {
     const CommandResult result = profile(wrong);
     EXPECT_EQ(result.status, 2) << result.description();
     EXPECT_FALSE(result.err.empty());
@@ -108,7 +166,9 @@ TEST_F(Profile, ExplainsWhatIsWrong) {
            {{"--json", missing}, missing},
            {{"--trace", missing}, missing},
            {{"--set", "optimizer.clipp=1"}, "did you mean"},
-           {{"--set", "device=abacus"}, "abacus"}}) {
+           {{"--set", "device=abacus"}, "abacus"},
+           {{"--set", "mesh.local=2"}, "the mesh is ? x 2 ranks, and there is 1"},
+           {{"--ranks", "3"}, "does not fall into equal parts for 3 ranks"}}) {
     const CommandResult result = profile(wrong);
     EXPECT_EQ(result.status, 1) << result.description();
     expect_contains(result.err, "kumi: error: ");

@@ -99,6 +99,71 @@ TEST(ProfileReport, WritesJson) {
   EXPECT_DOUBLE_EQ(json.at("kernels")[2].at("roofline"), 0.2);
 }
 
+// Two gathers a step of 100 us, of which 30 are waited for, and a reduction that is waited for all the time.
+StepProfile with_collectives() {
+  StepProfile profile = two_steps();
+  StepTime gather{"gradient",         "all_gather",     "layers.0", 4,   120e-6,
+                  Cost{.bytes = 1e9}, MeshGroup::kNode, 400e-6,     4000};
+  StepTime sum{"update", "all_reduce", "", 2, 100e-6, {}, MeshGroup::kWorld, 100e-6, 2000};
+  profile.launches.insert(profile.launches.begin(), gather);
+  profile.launches.push_back(sum);
+  profile.ranks = "4 on 2 nodes, zero3_local";
+  profile.rank_count = 4;
+  return profile;
+}
+
+TEST(ProfileReport, CollectivesAreNoKernels) {
+  const StepProfile alone = two_steps(), profile = with_collectives();
+  EXPECT_DOUBLE_EQ(profile.kernel_seconds(), alone.kernel_seconds());
+  EXPECT_DOUBLE_EQ(profile.predicted_seconds(), alone.predicted_seconds());
+  EXPECT_EQ(kernel_times(profile.launches, &profile.machine).size(), 3u);
+  // Of the rate of four devices.
+  EXPECT_DOUBLE_EQ(*profile.model_flops_utilization(), *alone.model_flops_utilization() / 4);
+  const CommunicationTime time = communication_time(profile.launches);
+  EXPECT_EQ(time.collectives, 6);
+  EXPECT_DOUBLE_EQ(time.seconds, 500e-6);
+  EXPECT_DOUBLE_EQ(time.waited_seconds, 220e-6);
+  EXPECT_DOUBLE_EQ(time.hidden(), 0.56);
+  EXPECT_EQ(time.bytes_sent, 6000);
+}
+
+TEST(ProfileReport, SaysWhatCommunicationWasHidden) {
+  const StepProfile profile = with_collectives();
+  const std::string text = step_profile_text(profile, 0);
+  expect_contains(text, "ranks     4 on 2 nodes, zero3_local; measured on rank 0\n");
+  expect_contains(
+      text,
+      "traffic   3 collectives a step, 3.00 kB sent; 0.25 ms, 0.11 ms of it waited for: 56.0% hidden\n");
+  EXPECT_EQ(step_profile_text(two_steps(), 0).find("traffic"), std::string::npos);
+  expect_contains(squeezed(launch_table(profile)), "gradient layers.0 all_gather 30.00\n");
+
+  const nlohmann::json json = nlohmann::json::parse(step_profile_json(profile));
+  EXPECT_EQ(json.at("ranks"), 4);
+  EXPECT_EQ(json.at("nodes").size(), 4u);
+  const nlohmann::json& communication = json.at("communication");
+  EXPECT_DOUBLE_EQ(communication.at("seconds"), 500e-6);
+  EXPECT_DOUBLE_EQ(communication.at("waited_seconds"), 220e-6);
+  EXPECT_DOUBLE_EQ(communication.at("hidden"), 0.56);
+  EXPECT_EQ(communication.at("bytes_sent"), 6000);
+  ASSERT_EQ(communication.at("collectives").size(), 2u);
+  const nlohmann::json& gather = communication.at("collectives")[0];
+  EXPECT_EQ(gather.at("collective"), "all_gather");
+  EXPECT_EQ(gather.at("group"), "node");
+  EXPECT_EQ(gather.at("runs"), 4);
+  EXPECT_DOUBLE_EQ(gather.at("waited_seconds"), 120e-6);
+  EXPECT_TRUE(
+      nlohmann::json::parse(step_profile_json(two_steps())).at("communication").at("hidden").is_null());
+}
+
+// Waiting behind another collective counts for both.
+TEST(ProfileReport, NothingIsHiddenWhereMoreWasWaited) {
+  CommunicationTime time;
+  EXPECT_EQ(time.hidden(), 0);
+  time.seconds = 1;
+  time.waited_seconds = 2;
+  EXPECT_EQ(time.hidden(), 0);
+}
+
 // What scripts read of both kinds.
 TEST(ProfileReport, BothKindsOfJsonHaveTheSameKernels) {
   const StepProfile profile = two_steps();
@@ -114,6 +179,7 @@ TEST(ProfileReport, BothKindsOfJsonHaveTheSameKernels) {
     for (const char* key :
          {"graph", "kernel", "launches", "seconds", "share", "gflops", "gigabytes_per_second"})
       EXPECT_EQ(run.at("kernels")[i].at(key), step.at("kernels")[i].at(key)) << key;
+  EXPECT_EQ(run.at("communication"), step.at("communication"));
 }
 
 // A dump that is past its forward graph has no model FLOPs to tell.

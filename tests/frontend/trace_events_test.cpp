@@ -33,14 +33,17 @@ const std::vector<StepTime> kLaunches = {
     launch("update", "", "adamw"),
 };
 
+constexpr int64_t kStart = 123456789;
+
 nlohmann::json trace_of_two_steps() {
   std::vector<LaunchSpan> timeline;
-  int64_t now = 123456789;
+  int64_t now = kStart, run = 0;
   for (const size_t index : {0, 1, 2, 3, 0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 2, 3, 4}) {
-    timeline.push_back({index, now, now + 1000});
+    if (index == 0 || index == 4) ++run;
+    timeline.push_back({index, now, now + 1000, LaunchSpan::kKernel, run});
     now += 1001;
   }
-  return nlohmann::json::parse(trace_events(timeline, kLaunches, machine()));
+  return nlohmann::json::parse(trace_of_ranks({trace_events(0, kStart, timeline, kLaunches, machine())}));
 }
 
 TEST(TraceEvents, HasOneEventALaunch) {
@@ -94,9 +97,78 @@ TEST(TraceEvents, NestsStepsGraphsAndScopes) {
 }
 
 TEST(TraceEvents, AnEmptyTimelineIsATraceWithoutSpans) {
-  const nlohmann::json trace = nlohmann::json::parse(trace_events({}, kLaunches, machine()));
-  EXPECT_TRUE(spans_of_track(trace, "kernels").empty());
-  EXPECT_TRUE(spans_of_track(trace, "scopes").empty());
+  const nlohmann::json trace =
+      nlohmann::json::parse(trace_of_ranks({trace_events(0, 0, {}, kLaunches, machine())}));
+  for (const char* track : {"kernels", "scopes", "waiting", "communication"})
+    EXPECT_TRUE(spans_of_track(trace, track).empty()) << track;
+}
+
+// A gradient whose second kernel waits for a gather that began before the first, and an update that is a
+// collective and nothing else.
+std::string events_with_collectives(int64_t rank) {
+  std::vector<StepTime> launches = {
+      launch("gradient", "layers.1", "all_gather"), launch("gradient", "layers.0", "matmul"),
+      launch("gradient", "layers.0", "silu"), launch("update", "", "all_reduce")};
+  launches[0].group = MeshGroup::kNode;
+  launches[0].runs = 2;
+  launches[0].bytes_sent = 2 * 640;
+  launches[3].group = MeshGroup::kWorld;
+  const std::vector<LaunchSpan> timeline = {
+      {1, 100, 200, LaunchSpan::kKernel, 1},       {0, 200, 260, LaunchSpan::kWait, 1},
+      {0, 50, 250, LaunchSpan::kCommunication, 1}, {2, 260, 300, LaunchSpan::kKernel, 1},
+      {3, 310, 390, LaunchSpan::kWait, 2},         {3, 320, 380, LaunchSpan::kCommunication, 2}};
+  return trace_events(rank, 0, timeline, launches, machine());
+}
+
+TEST(TraceEvents, ShowsCommunicationBesideTheKernels) {
+  const nlohmann::json trace = nlohmann::json::parse(trace_of_ranks({events_with_collectives(0)}));
+  const std::vector<TraceSpan> kernels = spans_of_track(trace, "kernels"),
+                               waits = spans_of_track(trace, "waiting"),
+                               communication = spans_of_track(trace, "communication"),
+                               scopes = spans_of_track(trace, "scopes");
+  ASSERT_EQ(kernels.size(), 2u);
+  ASSERT_EQ(waits.size(), 2u);
+  ASSERT_EQ(communication.size(), 2u);
+  EXPECT_EQ(kernels[1].name, "silu");
+  EXPECT_EQ(waits[0].name, "all_gather");
+  EXPECT_EQ(waits[0].begin, 200);
+  EXPECT_EQ(waits[0].end, 260);
+  EXPECT_EQ(communication[0].begin, 50);
+  EXPECT_EQ(communication[0].end, 250);
+  EXPECT_TRUE(testing::nest(scopes));
+  const auto expect_scope = [&](const std::string& name, int64_t begin, int64_t end) {
+    size_t found = 0;
+    for (const TraceSpan& scope : scopes)
+      if (scope.name == name) {
+        ++found;
+        EXPECT_EQ(scope.begin, begin) << name;
+        EXPECT_EQ(scope.end, end) << name;
+      }
+    EXPECT_EQ(found, 1u) << name;
+  };
+  expect_scope("step 1", 100, 390);
+  expect_scope("gradient", 100, 300);
+  expect_scope("layers.0", 100, 300);  // the wait in it does not end it
+  expect_scope("update", 310, 390);
+  for (const nlohmann::json& event : trace.at("traceEvents")) {
+    if (event.at("name") != "all_gather") continue;
+    EXPECT_EQ(event.at("args").at("group"), "node");
+    EXPECT_EQ(event.at("args").at("bytes_sent"), 640);
+    EXPECT_EQ(event.at("args").at("scope"), "layers.1");
+  }
+}
+
+TEST(TraceEvents, EachRankIsAProcess) {
+  const nlohmann::json trace = nlohmann::json::parse(
+      trace_of_ranks({events_with_collectives(0), events_with_collectives(1), events_with_collectives(2)}));
+  std::vector<std::string> names;
+  for (const nlohmann::json& event : trace.at("traceEvents"))
+    if (event.at("name") == "process_name") names.push_back(event.at("args").at("name"));
+  EXPECT_EQ(names, (std::vector<std::string>{"rank 0", "rank 1", "rank 2"}));
+  for (int64_t rank = 0; rank < 3; ++rank) {
+    EXPECT_EQ(spans_of_track(trace, "kernels", rank).size(), 2u);
+    EXPECT_EQ(spans_of_track(trace, "communication", rank).size(), 2u);
+  }
 }
 
 }  // namespace

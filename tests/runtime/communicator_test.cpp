@@ -96,8 +96,14 @@ void run_and_check(Communicator& communicator, const std::vector<Case>& cases) {
     run.collective = communicator.prepare(one.call, to_string(one.call.kind));
     run.collective->start(run.pointers.data());  // all are in flight together
   }
+  int64_t last_end = 0;
   for (size_t c = 0; c < cases.size(); ++c) {
     running[c].collective->wait();
+    const CommunicationSpan span = running[c].collective->last_run();
+    EXPECT_LE(last_end, span.begin);  // one after the other, in the order of their starts
+    EXPECT_LE(span.begin, span.end);
+    EXPECT_EQ(span.bytes_sent, bytes_sent(cases[c].call));
+    last_end = span.end;
     const size_t segments = cases[c].call.segments.size();
     const std::vector<int64_t> members = mesh.members(cases[c].call.group, rank);
     const int64_t own = mesh.index(cases[c].call.group, rank);

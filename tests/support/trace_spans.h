@@ -14,10 +14,12 @@ struct TraceSpan {
 };
 
 // Of the track with this name, in the order of the file.
-inline std::vector<TraceSpan> spans_of_track(const nlohmann::json& trace, const std::string& track) {
+inline std::vector<TraceSpan> spans_of_track(const nlohmann::json& trace, const std::string& track,
+                                             int64_t rank = 0) {
   std::vector<TraceSpan> spans;
   int thread = -1;
   for (const nlohmann::json& event : trace.at("traceEvents")) {
+    if (event.at("pid") != rank) continue;
     if (event.at("ph") == "M" && event.at("name") == "thread_name" && event.at("args").at("name") == track)
       thread = event.at("tid");
     if (event.at("ph") != "X" || event.at("tid") != thread) continue;
