@@ -346,7 +346,7 @@ TEST(CommunicatorFaults, AnAbortReachesARankThatComputes) {
   all[2]->abort("rank 1 has ended the job");  // the first reason stays
   for (const size_t rank : {size_t{0}, size_t{2}}) {
     const std::string message = message_of_wait(*all[rank], "sum");
-    EXPECT_EQ(message, "rank 1 has ended the job: the disk is full");
+    EXPECT_EQ(message.find("rank 1 has ended the job: the disk is full"), 0U) << message;
   }
 }
 
