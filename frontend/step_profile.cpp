@@ -1,6 +1,7 @@
 #include "frontend/step_profile.h"
 
 #include <algorithm>
+#include <array>
 #include <limits>
 
 #include "frontend/human.h"
@@ -130,16 +131,23 @@ void measure_steps(Executor& executor, int64_t steps, const Rank& rank, StepProf
   executor.set_profiling(false);
 }
 
-// The median over `steps` steps.
-double measure_alone(Executor& executor, Executor::Alone part, int64_t steps, int64_t accumulation,
-                     const Rank& rank) {
+// What it takes to run a part of a step by itself: the median over `steps` steps.
+double measure_alone(Executor& executor, Executor::Alone part, int64_t steps, const Rank& rank,
+                     const StepProfile& profile) {
+  RandomBatches batches(profile.batch / profile.rank_count, profile.seq,
+                        id_limit(executor.graph("gradient")));
+  const std::vector<int64_t> shape = {batches.batch(), batches.seq()};
+  std::vector<int32_t> tokens(static_cast<size_t>(batches.batch() * batches.seq())), labels(tokens.size());
+  batches.next(tokens.data(), labels.data());
+  const std::array<Feed, 2> feeds = {Feed{"tokens", DType::I32, shape, tokens.data()},
+                                     Feed{"labels", DType::I32, shape, labels.data()}};
   std::vector<double> seconds;
   for (int64_t step = 0; step < steps; ++step) {
     rank.barrier();
     const int64_t begin = steady_nanoseconds();
-    for (int64_t i = 0; i < accumulation; ++i) executor.run_alone("gradient", part);
+    for (int64_t i = 0; i < profile.accumulation; ++i) executor.run_alone("gradient", feeds, part);
     for (const char* name : {"update", "replicate"})
-      if (executor.has_graph(name)) executor.run_alone(name, part);
+      if (executor.has_graph(name)) executor.run_alone(name, {}, part);
     seconds.push_back(static_cast<double>(steady_nanoseconds() - begin) * 1e-9);
   }
   return median(std::move(seconds));
@@ -199,10 +207,8 @@ StepProfile profile_step(const Recipe& recipe, int64_t steps, const Rank& rank) 
     measure_steps(*executor, steps, rank, &profile);
     if (rank.communicator != nullptr) {
       using Alone = Executor::Alone;
-      profile.kernels_alone_seconds =
-          measure_alone(*executor, Alone::kKernels, steps, profile.accumulation, rank);
-      profile.collectives_alone_seconds =
-          measure_alone(*executor, Alone::kCollectives, steps, profile.accumulation, rank);
+      profile.kernels_alone_seconds = measure_alone(*executor, Alone::kKernels, steps, rank, profile);
+      profile.collectives_alone_seconds = measure_alone(*executor, Alone::kCollectives, steps, rank, profile);
     }
     profile.launches = executor->profile();
   }

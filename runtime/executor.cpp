@@ -260,9 +260,11 @@ void Executor::record(LaunchSpan::Kind kind, size_t graph, size_t launch, int64_
   timeline_->push_back({launch, begin, end, kind, timed_runs_});
 }
 
-void Executor::run_alone(std::string_view name, Alone part) {
+void Executor::run_alone(std::string_view name, std::span<const Feed> feeds, Alone part) {
   finish();
-  for (Launch& launch : launches_[graph_index(name)]) {
+  const size_t index = graph_index(name);
+  copy_inputs(plan_.graphs[index], feeds);
+  for (Launch& launch : launches_[index]) {
     if (part == Alone::kKernels) {
       if (launch.collective == nullptr) launch.callable->run(launch.buffers.data());
     } else if (launch.collective != nullptr) {

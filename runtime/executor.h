@@ -71,7 +71,7 @@ class Executor {
   // To measure: runs only the graph's kernels or only its collectives, one after the other, on whatever lies
   // in their buffers. What they compute is of no use, and the states hold nothing of worth any more.
   enum class Alone { kKernels, kCollectives };
-  void run_alone(std::string_view graph, Alone part);
+  void run_alone(std::string_view graph, std::span<const Feed> feeds, Alone part);
 
   // An output of the graph that ran last. Throws Error if it has no such output.
   HostTensor output(std::string_view name) const;

@@ -19,14 +19,16 @@ VARIANTS = [("ddp", "none", "none"), ("zero1", "none", "none"), ("zero2", "none"
             ("zero3_local", "none", "none"), ("zero3", "nf4", "none"), ("zero3_local", "nf4", "none"),
             ("zero3_local", "nf4", "int8")]
 COUNTED_STEPS = 4
+ROOT = Path(__file__).resolve().parents[2]
+KUMI = ROOT / "build" / "release" / "kumi"
 
 
 class Job:
     """`kumi` on the nodes, one rank a thread."""
 
-    def __init__(self, kumi, nodes, local, options, folder):
-        self.kumi, self.nodes, self.local, self.options, self.folder = kumi, nodes, local, options, folder
-        cache = Path(__file__).resolve().parents[2] / "build" / "bench" / "cache"
+    def __init__(self, nodes, local, options, folder):
+        self.nodes, self.local, self.options, self.folder = nodes, local, options, folder
+        cache = ROOT / "build" / "bench" / "cache"
         self.settings = [f"data.cache={cache}", "output="] + options.set
         self.environment = {"KUMI_CACHE_DIR": str(folder / "kernels"), "KUMI_THREADS": "1"}
 
@@ -35,7 +37,7 @@ class Job:
         for setting in [*self.settings, *settings, f"sharding={sharding}", f"quantize.weights={weights}",
                         f"quantize.gradients={gradients}"]:
             words = [*words, "--set", setting]
-        return self.nodes.mpirun(self.local, [self.kumi, words[0], self.options.recipe, *words[1:]], self.environment)
+        return self.nodes.mpirun(self.local, [KUMI, words[0], self.options.recipe, *words[1:]], self.environment)
 
     def train(self, variant, steps):
         """Returns what each node has sent during the run, and the statistics."""
@@ -125,7 +127,14 @@ def print_gathering(plain, few_bits):
           f"{seconds[1] / seconds[0]:.3f} of the time")
 
 
-def main(options, kumi):
+def add_arguments(parser):
+    parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--local", type=int, default=2, help="ranks a node; default 2")
+    parser.add_argument("--rate", default="1gbit", help="of the link of each node, in the words of tc; default 1gbit")
+    parser.add_argument("--steps", type=int, default=5, help="counted steps of a run; default 5")
+
+
+def main(options):
     reason = emulated_nodes.enter()
     if reason is not None:
         print(f"scripts/bench cluster: skipped: {reason}")
@@ -133,7 +142,7 @@ def main(options, kumi):
     with tempfile.TemporaryDirectory(prefix="kumi-bench-") as folder:
         nodes = emulated_nodes.Nodes(options.nodes)
         try:
-            job = Job(kumi, nodes, options.local, options, Path(folder))
+            job = Job(nodes, options.local, options, Path(folder))
             print(f"{options.nodes} nodes of {options.local} ranks, {options.rate} between nodes, one thread a rank "
                   f"on {os.cpu_count()} cores", flush=True)
             rows = []

@@ -5,11 +5,11 @@
 #include <signal.h>
 
 #include <algorithm>
-#include <fstream>
 #include <thread>
 
 #include "runtime/atomic_file.h"
 #include "tests/golden/golden_case.h"
+#include "tests/support/mpi_job.h"
 #include "tests/support/tiny_run.h"
 #include "tests/support/trace_spans.h"
 
@@ -18,26 +18,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-fs::path mpirun() {
-  for (const char* path : {"/usr/bin/mpirun", "/usr/local/bin/mpirun"})
-    if (fs::exists(path)) return path;
-  return {};
-}
-
 class MpiTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (mpirun().empty() || !fs::exists(fs::path(KUMI_BINARY_DIR) / "libkumi_mpi.so"))
-      GTEST_SKIP() << "there is no mpirun, or Kumi was built without MPI";
-  }
-
-  static CommandOptions options() {
-    CommandOptions options;
-    // Containers run tests as root; some forbid processes to look into each other's memory.
-    options.environment = {{"OMPI_ALLOW_RUN_AS_ROOT", "1"},
-                           {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"},
-                           {"OMPI_MCA_btl_vader_single_copy_mechanism", "none"}};
-    return options;
+    if (!has_mpi()) GTEST_SKIP() << "there is no mpirun, or Kumi was built without MPI";
   }
 };
 
@@ -51,10 +35,7 @@ class MpiJob : public MpiTest {
 
   // `mpirun -n 4 kumi ...`
   static std::vector<std::string> on_four_ranks(const std::vector<std::string>& arguments) {
-    std::vector<std::string> all = {mpirun().string(), "--oversubscribe", "-n", "4"};
-    const std::vector<std::string> kumi = kumi_command(arguments);
-    all.insert(all.end(), kumi.begin(), kumi.end());
-    return all;
+    return mpirun_command(4, kumi_command(arguments));
   }
 
   // `kumi train ...` of the golden run.
@@ -77,7 +58,7 @@ class MpiJob : public MpiTest {
 
 TEST_F(MpiJob, FollowsTheGoldenRun) {
   const CommandResult result =
-      Process(command({"--set", "mesh.local=2", "--set", "sharding=zero3_local"}), options()).wait();
+      Process(command({"--set", "mesh.local=2", "--set", "sharding=zero3_local"}), mpi_options()).wait();
   ASSERT_EQ(result.status, 0) << result.description();
   run_.expect_trained_weights(1e-4);
   EXPECT_EQ(read_steps(run_.folder() / "log.jsonl").size(), static_cast<size_t>(run_.steps()));
@@ -90,7 +71,7 @@ TEST_F(MpiJob, ATraceHasAllRanks) {
   const CommandResult result =
       Process(on_four_ranks({"profile", write_tiny_recipe(folder).string(), "--set", "data.batch_size=4",
                              "--steps", "1", "--trace", trace_file.string()}),
-              options())
+              mpi_options())
           .wait();
   ASSERT_EQ(result.status, 0) << result.description();
   EXPECT_NE(result.out.find("4 on 1 node, zero3_local; measured on rank 0"), std::string::npos) << result.out;
@@ -109,14 +90,14 @@ TEST_F(MpiJob, ATraceHasAllRanks) {
 }
 
 TEST_F(MpiJob, AMeshThatTheRanksDoNotFillIsRefused) {
-  const CommandResult result = Process(command({"--set", "mesh.local=3"}), options()).wait();
+  const CommandResult result = Process(command({"--set", "mesh.local=3"}), mpi_options()).wait();
   EXPECT_NE(result.status, 0);
   EXPECT_NE(result.err.find("mesh.local is 3, and there are 4 ranks"), std::string::npos)
       << result.description();
 }
 
 TEST_F(MpiJob, AnErrorOfTheJobIsSaid) {
-  const CommandResult result = Process(command({"--set", "data.batch_size=6"}), options()).wait();
+  const CommandResult result = Process(command({"--set", "data.batch_size=6"}), mpi_options()).wait();
   EXPECT_NE(result.status, 0);
   EXPECT_NE(result.err.find("does not fall into equal parts for 4 ranks"), std::string::npos)
       << result.description();
@@ -127,14 +108,8 @@ class MpiFaults : public MpiTest {
  protected:
   // `rank2`: settings that rank 2 has and the others have not.
   std::vector<std::string> command(const std::string& rank2 = "") const {
-    const std::string script =
-        "echo $$ > pid.$OMPI_COMM_WORLD_RANK; test $OMPI_COMM_WORLD_RANK = 2 && "
-        "set -- \"$@\" " +
-        rank2 + "; exec \"$@\"";
-    std::vector<std::string> all = {
-        mpirun().string(), "--oversubscribe", "-n", "4", "/bin/sh", "-c", script, "sh"};
-    const std::vector<std::string> train = kumi_command({"train", write_tiny_recipe(folder_).string()});
-    all.insert(all.end(), train.begin(), train.end());
+    std::vector<std::string> all =
+        mpirun_with_ids(4, kumi_command({"train", write_tiny_recipe(folder_).string()}), 2, rank2);
     // No rank gets ready this much later than another, on slow machines either.
     for (const std::string setting : {"mesh.timeout=20", "data.batch_size=4", "steps=100000000",
                                       "checkpoint.every=100000000", "sharding=zero3"})
@@ -144,7 +119,7 @@ class MpiFaults : public MpiTest {
   }
 
   CommandOptions here() const {
-    CommandOptions here = options();
+    CommandOptions here = mpi_options();
     here.directory = folder_.path();
     return here;
   }
@@ -153,7 +128,7 @@ class MpiFaults : public MpiTest {
   CommandResult after(int signal) const {
     Process job(command(), here());
     while (!job.has_ended() && lines_of_log() < 5) std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    if (!job.has_ended()) kill(process_of(2), signal);
+    if (!job.has_ended()) kill(process_of_rank(folder_.path(), 2), signal);
     return job.wait();
   }
 
@@ -161,7 +136,8 @@ class MpiFaults : public MpiTest {
     for (int rank = 0; rank < 4; ++rank) {
       // One that has ended may still be listed, without an executable.
       std::error_code has_none;
-      (void)fs::read_symlink("/proc/" + std::to_string(process_of(rank)) + "/exe", has_none);
+      (void)fs::read_symlink("/proc/" + std::to_string(process_of_rank(folder_.path(), rank)) + "/exe",
+                             has_none);
       EXPECT_TRUE(has_none) << "rank " << rank << " still runs";
     }
   }
@@ -172,11 +148,6 @@ class MpiFaults : public MpiTest {
     if (!fs::exists(log())) return 0;
     const std::string text = read_file(log());
     return static_cast<size_t>(std::count(text.begin(), text.end(), '\n'));
-  }
-  pid_t process_of(int rank) const {
-    pid_t process = 0;
-    std::ifstream(folder_ / ("pid." + std::to_string(rank))) >> process;
-    return process;
   }
 
   TemporaryFolder folder_;
