@@ -199,6 +199,15 @@ class Checker {
     fail(field, error.expected(open ? concat(lowest, " or more") : concat(lowest, " to ", highest)));
   }
 
+  // Nothing stands for the default.
+  void choice(const std::string& field, const char* what, const std::string& value,
+              const std::vector<std::string>& names) {
+    if (value.empty() || std::find(names.begin(), names.end(), value) != names.end()) return;
+    fail(field, Error(concat("there is no ", what, " ", quoted(value)))
+                    .expected("one of " + joined(names))
+                    .hint(did_you_mean(value, names)));
+  }
+
   // lowest may be excluded; infinity and NaN always are.
   void real(const std::string& field, double value, double lowest, double highest, bool open_below,
             bool open_above) {
@@ -321,6 +330,8 @@ void read_optimizer(const proto::Recipe& proto, Recipe* recipe, Checker* checker
   if (from.has_weight_decay()) to.weight_decay = from.weight_decay();
   if (from.has_clip()) to.clip = from.clip();
   if (proto.has_accumulation()) to.accumulation = proto.accumulation();
+  to.skips_non_finite = from.on_nan() == "skip";
+  checker->choice("optimizer.on_nan", "choice", from.on_nan(), {"stop", "skip"});
   checker->real("optimizer.learning_rate", to.learning_rate, 0, HUGE_VAL, false, true);
   checker->range<int64_t>("optimizer.warmup_steps", to.warmup_steps, 0, kMostSteps);
   checker->range<int64_t>("optimizer.decay_steps", to.decay_steps, 0, kMostSteps);
@@ -374,19 +385,12 @@ void read_mesh(const proto::Recipe& proto, Recipe* recipe, Checker* checker) {
     const std::vector<std::string> names = sharding_mode_names();
     if (const std::optional<ShardingMode> mode = parse_sharding_mode(proto.sharding()))
       recipe->sharding = *mode;
-    else
-      checker->fail("sharding", Error(concat("there is no sharding ", quoted(proto.sharding())))
-                                    .expected("one of " + joined(names))
-                                    .hint(did_you_mean(proto.sharding(), names)));
+    checker->choice("sharding", "sharding", proto.sharding(), names);
   }
   const auto scheme = [&](const std::string& field, const std::string& value,
                           const std::vector<std::string>& names, std::string* to) {
-    if (value.empty()) return;
-    *to = value;
-    if (std::find(names.begin(), names.end(), value) == names.end())
-      checker->fail(field, Error(concat("there is no quantization ", quoted(value)))
-                               .expected("one of " + joined(names))
-                               .hint(did_you_mean(value, names)));
+    if (!value.empty()) *to = value;
+    checker->choice(field, "quantization", value, names);
   };
   scheme("quantize.weights", proto.quantize().weights(), {"none", "int8", "int4", "nf4"},
          &recipe->quantized_weights);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <sstream>
 
 #include "frontend/human.h"
 #include "frontend/model_file.h"
@@ -87,14 +88,32 @@ StepProfile describe(const Recipe& recipe, const TrainingStep& step, const Devic
   return profile;
 }
 
-// By all ranks at the same time, as they compute later.
+std::string text_of(const MachineRates& rates) {
+  std::ostringstream text;
+  text.precision(std::numeric_limits<double>::max_digits10);
+  text << rates.f32_product_flops << " " << rates.bf16_product_flops << " " << rates.element_flops << " "
+       << rates.launch_seconds;
+  for (const Bandwidth& one : rates.bandwidths) text << " " << one.working_set << " " << one.bytes_per_second;
+  return text.str();
+}
+
+MachineRates parse_rates(const std::string& text) {
+  std::istringstream in(text);
+  MachineRates rates;
+  in >> rates.f32_product_flops >> rates.bf16_product_flops >> rates.element_flops >> rates.launch_seconds;
+  for (Bandwidth one; in >> one.working_set >> one.bytes_per_second;) rates.bandwidths.push_back(one);
+  return rates;
+}
+
+// On rank 0, while the others leave the machine to it.
 MachineRates machine_of(Device& device, const Recipe& recipe, const Rank& rank) {
-  rank.barrier();
-  try {
-    return measure_machine(device, recipe.precision);
-  } catch (Error& error) {
-    throw error.while_doing("measuring what the device does at its best");
-  }
+  std::string measured;
+  if (rank.is_main()) try {
+      measured = text_of(measure_machine(device, recipe.precision));
+    } catch (Error& error) {
+      throw error.while_doing("measuring what the device does at its best");
+    }
+  return parse_rates(rank.all_gather_text(measured).front());
 }
 
 double median(std::vector<double> values) {

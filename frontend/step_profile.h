@@ -56,7 +56,7 @@ struct StepProfile {
 
 // Measures `steps` (at least 1) steps after two that warm up, and the machine before and after, of which the
 // better counts: other work on it may have disturbed one of the two. All ranks call it; each gets what was
-// measured on itself. Throws Error as run_training does.
+// measured on itself, and what rank 0 has measured of the machine. Throws Error as run_training does.
 StepProfile profile_step(const Recipe& recipe, int64_t steps, const Rank& rank);
 
 // The type of the products in the plan.

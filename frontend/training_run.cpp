@@ -175,6 +175,12 @@ class TrainingRun {
     Progress progress(rank_.is_main() ? out_ : nowhere, is_terminal(), steps_, recipe_.log_every);
     TrainingHooks hooks;
     hooks.on_step = [&](const StepReport& report) {
+      if (report.is_skipped()) {
+        ++skipped_;
+        progress.note(concat("step ", report.step, " skipped: ", report.skip_reason));
+        if (log) log->write(report.step, {{"skipped", report.skip_reason}});
+        return;
+      }
       progress.step(report);
       write_step(report, log ? &*log : nullptr, board ? &*board : nullptr);
       last_loss_ = report.loss;
@@ -189,6 +195,7 @@ class TrainingRun {
     options.steps = steps_;
     options.accumulation = recipe_.optimizer.accumulation;
     options.checkpoint_every = recipe_.checkpoint_every;
+    options.skips_non_finite = recipe_.optimizer.skips_non_finite;
 
     std::optional<StopSignals> signals;
     if (rank_.owns_process) signals.emplace();
@@ -219,6 +226,9 @@ class TrainingRun {
     char text[64] = "";
     if (last_loss_) std::snprintf(text, sizeof text, ", loss %.4f", *last_loss_);
     say(concat("done: step ", steps_done(executor), text));
+    if (skipped_ > 0)
+      say(concat("skipped   ", skipped_, skipped_ == 1 ? " step" : " steps",
+                 " whose loss or gradient norm was not finite"));
     say(concat("memory    ", bytes_text(executor.state_bytes() + executor.arena_bytes()),
                " allocated, as planned; the process has ", bytes_text(resident_bytes()), ", had ",
                bytes_text(resident_before_), " before and ", bytes_text(peak_resident_bytes()),
@@ -272,7 +282,7 @@ class TrainingRun {
   TrainingStep planned_;
   TrainingData data_;
   int64_t resident_before_ = 0;  // bytes of the process when the executor was made
-  int64_t parameters_ = 0, steps_ = 0;
+  int64_t parameters_ = 0, steps_ = 0, skipped_ = 0;
   std::optional<double> last_loss_;
 };
 

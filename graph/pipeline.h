@@ -24,9 +24,10 @@ struct OptimizerOptions {
   double beta1 = 0.9;
   double beta2 = 0.95;
   double eps = 1e-8;
-  double weight_decay = 0.1;  // of weights with two or more axes
-  double clip = 1.0;          // global gradient norm; 0: no clipping
-  int64_t accumulation = 1;   // micro-batches a step
+  double weight_decay = 0.1;      // of weights with two or more axes
+  double clip = 1.0;              // global gradient norm; 0: no clipping
+  int64_t accumulation = 1;       // micro-batches a step
+  bool skips_non_finite = false;  // a step whose loss or gradient norm is NaN or infinite updates nothing
 };
 
 enum class Goal : uint8_t {

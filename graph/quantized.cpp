@@ -60,6 +60,10 @@ std::vector<ValueId> quantized(GraphBuilder& builder, ValueId x, const Quantizat
 
 ValueId dequantized(GraphBuilder& builder, const std::vector<ValueId>& parts,
                     const QuantizationScheme& scheme, int64_t size, DType dtype) {
+  const size_t expected = scheme.is_double ? 4 : 2;
+  if (parts.size() != expected)
+    throw Error(concat("values quantized to ", scheme.code_book, " are given as ", parts.size(), " parts"))
+        .expected(concat(expected, " parts, as quantized() makes them"));
   ValueId scales = parts[1];
   if (scheme.is_double) {
     const int64_t blocks = (size + scheme.block - 1) / scheme.block;

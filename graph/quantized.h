@@ -29,9 +29,12 @@ struct QuantizationScheme {
 QuantizationScheme quantization_scheme(const std::string& name);
 
 // x: [..., n], each row by itself. What is to be stored or sent: codes and scales, or codes, codes of the
-// scales, their scales, and the mean [..., 1].
+// scales, their scales, and the mean [..., 1]. Values again are off by half a step of the code book, relative
+// to the largest of their block, and, doubly quantized, by up to 1/254 of how far a scale is from the mean of
+// all: a block far below the others may lose its sign. Where the scales of a row add up beyond f32, nothing
+// of it is finite.
 std::vector<ValueId> quantized(GraphBuilder& builder, ValueId x, const QuantizationScheme& scheme);
-// The values again, [..., size] of `dtype`.
+// The values again, [..., size] of `dtype`. Throws Error for parts of another scheme.
 ValueId dequantized(GraphBuilder& builder, const std::vector<ValueId>& parts,
                     const QuantizationScheme& scheme, int64_t size, DType dtype);
 

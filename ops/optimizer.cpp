@@ -10,7 +10,7 @@
 namespace kumi {
 namespace {
 
-enum AdamwOperand : size_t { kW, kG, kM, kV, kScale, kLr, kCorrection1, kCorrection2 };
+enum AdamwOperand : size_t { kW, kG, kM, kV, kScale, kLr, kCorrection1, kCorrection2, kApplies };
 
 std::vector<Type> infer_adamw(const InferContext& context) {
   context.require_floating(kW);
@@ -23,6 +23,10 @@ std::vector<Type> infer_adamw(const InferContext& context) {
   for (size_t i : {kScale, kLr, kCorrection1, kCorrection2}) {
     context.require_floating(i);
     context.require_rank(i, 0);
+  }
+  if (context.has(kApplies)) {
+    context.require_dtype(kApplies, DType::BOOL);
+    context.require_rank(kApplies, 0);
   }
   return {context.operand(kW), context.operand(kM), context.operand(kV)};
 }
@@ -37,7 +41,9 @@ void lower_adamw(KernelLowering& k) {
     Expr v = Expr(beta2) * x[kV] + Expr(1 - beta2) * g * g;
     Expr update = x[kLr] * (m / x[kCorrection1]) / (sqrt(v / x[kCorrection2]) + Expr(eps));
     Expr w = decay == 0 ? x[kW] : x[kW] * (Expr(1.0) - x[kLr] * Expr(decay));
-    return std::vector<Expr>{w - update, m, v};
+    if (x.size() <= kApplies) return std::vector<Expr>{w - update, m, v};
+    return std::vector<Expr>{select(x[kApplies], w - update, x[kW]), select(x[kApplies], m, x[kM]),
+                             select(x[kApplies], v, x[kV])};
   });
 }
 
@@ -46,6 +52,10 @@ void reference_adamw(const ReferenceContext& context) {
   double beta1 = float_attribute(attributes, "beta1"), beta2 = float_attribute(attributes, "beta2");
   double eps = float_attribute(attributes, "eps"), decay = float_attribute(attributes, "weight_decay");
   auto scalar = [&](size_t i) { return context.operand(i).data[0]; };
+  if (context.has(kApplies) && scalar(kApplies) == 0) {
+    for (size_t i : {0, 1, 2}) context.result(i).data = context.operand(i == 0 ? kW : i == 1 ? kM : kV).data;
+    return;
+  }
   for (int64_t i = 0; i < context.operand(kW).size(); ++i) {
     double g = context.operand(kG).data[i] * scalar(kScale);
     double m = beta1 * context.operand(kM).data[i] + (1 - beta1) * g;
@@ -64,10 +74,12 @@ void register_optimizer_ops() {
   register_op({
       .name = "adamw",
       .family = "optimizer",
-      .doc = "One step of AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101): g' = g * scale, m = beta1 m + "
-             "(1 - beta1) g', v = beta2 v + (1 - beta2) g'^2, w = w (1 - lr weight_decay) - lr (m / "
-             "correction1) / "
-             "(sqrt(v / correction2) + eps); the corrections of step t are 1 - beta1^t and 1 - beta2^t.",
+      .doc =
+          "One step of AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101): g' = g * scale, m = beta1 m + "
+          "(1 - beta1) g', v = beta2 v + (1 - beta2) g'^2, w = w (1 - lr weight_decay) - lr (m / "
+          "correction1) / "
+          "(sqrt(v / correction2) + eps); the corrections of step t are 1 - beta1^t and 1 - beta2^t. Where "
+          "`applies` is false, w, m and v stay as they are, whatever the others hold.",
       .operands = {{"w", "the weight, any shape"},
                    {"g", "its gradient"},
                    {"m", "first moment"},
@@ -75,7 +87,8 @@ void register_optimizer_ops() {
                    {"scale", "scalar, multiplies the gradient (clipping, averaging)"},
                    {"lr", "scalar, learning rate"},
                    {"correction1", "scalar, 1 - beta1^t"},
-                   {"correction2", "scalar, 1 - beta2^t"}},
+                   {"correction2", "scalar, 1 - beta2^t"},
+                   {"applies", "bool scalar; without it the step is done", true}},
       .attributes =
           {{"beta1", AttributeKind::kFloat, "decay of the first moment", std::nullopt, {}},
            {"beta2", AttributeKind::kFloat, "decay of the second moment", std::nullopt, {}},

@@ -73,17 +73,25 @@ std::vector<Type> infer_dequantize(const InferContext& context) {
 
 // ---- reference
 
-// Of a value in [-1, 1]; the lower one of two equally near.
-int64_t nearest(const std::vector<double>& table, double value) {
-  int64_t best = 0;
-  for (size_t code = 1; code < table.size(); ++code)
-    if (value > (table[code - 1] + table[code]) / 2) best = static_cast<int64_t>(code);
-  return best;
+// Of a value in [-1, 1]; the lower one of two equally near, which is a matter of the last bit: as the kernels
+// compute it, in f32 (code_of).
+int64_t nearest(const std::string& code_book, const std::vector<double>& table, float value) {
+  if (is_uniform(code_book)) {
+    const auto top = static_cast<float>(table.size() - 1);
+    const float scaled = (value + 1.0F) * (top / 2);
+    const float rounded = -std::floor(0.5F - scaled);
+    return rounded >= 0 ? static_cast<int64_t>(std::min(rounded, top)) : 0;
+  }
+  int64_t code = 0;
+  for (size_t c = 1; c < table.size(); ++c)
+    if (value > (table[c - 1] + table[c]) / 2) ++code;
+  return code;
 }
 
 void reference_quantize(const ReferenceContext& context) {
   const Attributes& attributes = context.node.attributes;
-  const std::vector<double> table = code_table(string_attribute(attributes, "code_book"));
+  const std::string& code_book = string_attribute(attributes, "code_book");
+  const std::vector<double> table = code_table(code_book);
   const ReferenceTensor& x = context.operand(0);
   Shape shape;
   for (int64_t n : x.shape) shape.emplace_back(n);
@@ -96,8 +104,10 @@ void reference_quantize(const ReferenceContext& context) {
         scale = std::isnan(scale) ? scale : std::max(std::abs(x.data[row * rows.size + i]), scale);
       context.result(1).data[row * rows.blocks + block] = scale;
       for (int64_t i = begin; i < end + (rows.is_packed ? end % 2 : 0); ++i) {
-        const double value = i < end && scale > 0 ? x.data[row * rows.size + i] / scale : 0;
-        const auto code = static_cast<double>(nearest(table, value));
+        const double divisor = scale == 0 ? 1 : scale;
+        const float value =
+            i < end ? static_cast<float>(x.data[row * rows.size + i]) / static_cast<float>(divisor) : 0;
+        const auto code = static_cast<double>(nearest(code_book, table, value));
         if (rows.is_packed)
           context.result(0).data[row * rows.bytes + i / 2] += i % 2 == 0 ? code : 16 * code;
         else
@@ -130,6 +140,12 @@ void reference_dequantize(const ReferenceContext& context) {
 
 // ---- kernels
 
+// To f32: what is greater in f32 is greater than x itself.
+double rounded_down(double x) {
+  const auto nearest = static_cast<float>(x);
+  return nearest > x ? std::nextafter(nearest, -HUGE_VALF) : nearest;
+}
+
 // A table with equal steps is computed, another is searched through: without branches, so that it vectorises.
 Expr code_of(KernelBuilder& k, const std::string& code_book, Expr value) {
   const std::vector<double> table = code_table(code_book);
@@ -142,7 +158,7 @@ Expr code_of(KernelBuilder& k, const std::string& code_book, Expr value) {
   }
   Expr code = cast(DType::I32, Expr(0));
   for (size_t c = 1; c < table.size(); ++c)
-    code = code + select(value > Expr((table[c - 1] + table[c]) / 2), cast(DType::I32, Expr(1)),
+    code = code + select(value > Expr(rounded_down((table[c - 1] + table[c]) / 2)), cast(DType::I32, Expr(1)),
                          cast(DType::I32, Expr(0)));
   return code;
 }

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 #include <functional>
-#include <vector>
+#include <string>
 
 #include "runtime/data_loader.h"
 #include "runtime/executor.h"
@@ -20,12 +20,23 @@ struct StepReport {
   double learning_rate = 0;
   int64_t tokens = 0;  // of the step, all micro-batches and ranks
   double seconds = 0;  // of the step
+  // Why the step was skipped: "the loss is nan, from rank 2". It has the number of the step that is tried
+  // next.
+  std::string skip_reason;
+
+  bool is_skipped() const { return !skip_reason.empty(); }
 };
+
+// So many skipped steps in a row end the training.
+constexpr int64_t kMostSkippedSteps = 10;
 
 struct TrainingOptions {
   int64_t steps = 0;             // the number of the last step
   int64_t accumulation = 1;      // micro-batches a step
   int64_t checkpoint_every = 0;  // steps; 0: only at the end
+  // Go on after a loss or a gradient norm that is not finite; the plan updates nothing then
+  // (OptimizerOptions::skips_non_finite).
+  bool skips_non_finite = false;
 };
 
 struct TrainingHooks {
@@ -37,8 +48,10 @@ struct TrainingHooks {
 enum class TrainingEnd { FINISHED, STOPPED };
 
 // Inputs are `tokens` and `labels`, i32 [batch, seq]. Saves every `checkpoint_every` steps, at the end and
-// when stopped. Throws Error naming the step if the loss or the gradient norm is not finite; then
-// nothing has been saved since the last good checkpoint.
+// when stopped. A skipped step takes its batches and does not count; it is reported as the others, and
+// training is finished as well when the data cannot make up for it. Throws Error naming the step, and the
+// ranks whose own loss it was, if the loss or the gradient norm is not finite and is not to be skipped, or
+// has been too often; then nothing has been saved since the last good checkpoint.
 TrainingEnd train(Executor& executor, BatchSource& batches, const TrainingOptions& options,
                   const TrainingHooks& hooks);
 

@@ -313,12 +313,13 @@ class Training {
       }
       ValueId norm = gradient_norm(builder, sums.back(), inverse);
       ValueId scale = gradient_scale(builder, norm, inverse);
-      ValueId step = next_step(builder);
+      const ValueId applies = o.skips_non_finite ? both_finite(builder, loss, norm) : kNone;
+      ValueId step = next_step(builder, applies);
       ValueId lr = learning_rate(builder, step);
       ValueId correction1 = bias_correction(builder, step, o.beta1, "correction1");
       ValueId correction2 = bias_correction(builder, step, o.beta2, "correction2");
       for (size_t i = 0; i < gradients.size(); ++i)
-        update_weights(builder, sweeps()[i], gradients[i], {scale, lr, correction1, correction2});
+        update_weights(builder, sweeps()[i], gradients[i], {scale, lr, correction1, correction2}, applies);
       graph->outputs = {{"loss", loss}, {"grad_norm", norm}, {"lr", lr}};
     }
     *graph = remove_dead_nodes(merge_equal_nodes(*graph));
@@ -380,13 +381,19 @@ class Training {
     return inverse == kNone ? scale : builder.call("mul", {scale, inverse}, {}, "scale");
   }
 
-  // Counts the step and returns its number, from 1.
-  ValueId next_step(GraphBuilder& builder) {
+  // NaN and infinity less themselves are NaN. Both operands are sums over all ranks, the same bits on each.
+  static ValueId both_finite(GraphBuilder& builder, ValueId loss, ValueId norm) {
+    const ValueId nothing = builder.add(builder.subtract(loss, loss), builder.subtract(norm, norm));
+    return builder.call("equal", {nothing, builder.constant(0.0)}, {}, "is_finite");
+  }
+
+  // Counts the step, if it applies, and returns its number, from 1.
+  ValueId next_step(GraphBuilder& builder, ValueId applies) {
     Type type{DType::I32, {}};
     add_state("step", State::kOptimizer, type, {});
     ValueId done = builder.read("step", type);
     ValueId step = builder.call("add", {done, builder.constant(1, {}, DType::I32)}, {}, "step.next");
-    write(builder, "step", step);
+    write(builder, "step", applies == kNone ? step : builder.call("select", {applies, step, done}));
     return step;
   }
 
@@ -426,7 +433,7 @@ class Training {
   }
 
   void update_weights(GraphBuilder& builder, const std::vector<size_t>& sweep, ValueId gradient,
-                      const std::vector<ValueId>& scalars) {
+                      const std::vector<ValueId>& scalars, ValueId applies) {
     const OptimizerOptions& o = options_.optimizer;
     for (const char* moment : {"adamw.m.", "adamw.v."})
       for (size_t i : sweep) add_moment(moment, weights_[i].name);
@@ -434,6 +441,7 @@ class Training {
                                      read_flat(builder, sweep, "adamw.m."),
                                      read_flat(builder, sweep, "adamw.v.")};
     operands.insert(operands.end(), scalars.begin(), scalars.end());
+    if (applies != kNone) operands.push_back(applies);
     const Weight& first = weights_[sweep[0]];
     if (sweep.size() == 1) set_place(builder, first);
     std::vector<ValueId> results =

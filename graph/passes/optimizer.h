@@ -13,6 +13,8 @@
 // gradients have been scaled by it from the loss on, so that a product can add what it sums up to its
 // accumulator. update ends by writing zeros into the accumulators. With one, the accumulators are plainly
 // written and `loss.weight` does not exist.
+// OptimizerOptions::skips_non_finite: where loss or norm is not finite, and so is not on any rank, weights,
+// moments and step stay as they are, to the bit; the outputs say what was found.
 #pragma once
 
 #include "graph/pipeline.h"

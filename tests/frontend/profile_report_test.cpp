@@ -132,8 +132,7 @@ TEST(ProfileReport, SaysWhatCommunicationWasHidden) {
   const std::string text = step_profile_text(profile, 0);
   expect_contains(text, "ranks     4 on 2 nodes, zero3_local; measured on rank 0\n");
   expect_contains(
-      text,
-      "traffic   3 collectives a step, 3.00 kB sent; 0.25 ms, 0.11 ms of it waited for: 56.0% hidden\n");
+      text, "traffic   3 collectives a step, 3.0 KB sent; 0.25 ms, 0.11 ms of it waited for: 56.0% hidden\n");
   EXPECT_EQ(step_profile_text(two_steps(), 0).find("traffic"), std::string::npos);
   expect_contains(squeezed(launch_table(profile)), "gradient layers.0 all_gather 30.00\n");
 

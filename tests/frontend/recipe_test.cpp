@@ -130,6 +130,7 @@ TEST(Recipe, HasDefaults) {
   EXPECT_EQ(recipe.optimizer.learning_rate, optimizer.learning_rate);
   EXPECT_EQ(recipe.optimizer.weight_decay, optimizer.weight_decay);
   EXPECT_EQ(recipe.optimizer.accumulation, 1);
+  EXPECT_FALSE(recipe.optimizer.skips_non_finite);
   EXPECT_FALSE(recipe.steps || recipe.seq || recipe.batch);
   EXPECT_TRUE(recipe.output.empty() && recipe.log.empty() && recipe.cache.empty());
   EXPECT_FALSE(recipe.tensorboard);
@@ -142,7 +143,9 @@ TEST(Recipe, HasDefaults) {
 TEST(Recipe, OverridesFieldsAndModelParameters) {
   const Recipe recipe =
       parse(kComplete, {"model.hidden=64", "model.layers=2", "optimizer.clip=2", "data.sources[1].weight=30",
-                        "data.sources[0].path=mine.txt", "steps=9", "output=here", "model.path=other.kumi"});
+                        "data.sources[0].path=mine.txt", "steps=9", "output=here", "model.path=other.kumi",
+                        "optimizer.on_nan=skip"});
+  EXPECT_TRUE(recipe.optimizer.skips_non_finite);
   EXPECT_EQ(recipe.settings, (ModelSettings{{"hidden", "64"}, {"layers", "2"}}));
   EXPECT_EQ(recipe.optimizer.clip, 2);
   EXPECT_EQ(recipe.weights, (std::vector<double>{88, 30}));
@@ -201,6 +204,7 @@ TEST(Recipe, ValuesOutOfRangeHaveTheirPlace) {
       {"optimizer { eps: 0 }", 13, "optimizer.eps is 0"},
       {"optimizer { weight_decay: -1 }", 13, "optimizer.weight_decay is -1"},
       {"optimizer { clip: -1 }", 13, "optimizer.clip is -1"},
+      {"optimizer { on_nan: \"skipp\" }", 13, "there is no choice \"skipp\""},
       {"accumulation: 0", 1, "accumulation is 0"},
       {"steps: 0", 1, "steps is 0"},
       {"steps: 3000000000", 1, "steps is 3000000000"},

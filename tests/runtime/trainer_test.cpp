@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <limits>
+#include <set>
 
 #include "tests/support/fake_device.h"
 #include "tests/support/placed_states.h"
@@ -73,8 +74,13 @@ class TrainerTest : public ::testing::Test {
       *static_cast<float*>(buffers[1]) += static_cast<float>(*static_cast<const int32_t*>(buffers[0]));
     };
     device_.functions["finish"] = [this](void* const* buffers) {
-      const int32_t step = ++*static_cast<int32_t*>(buffers[0]);
       auto* sum = static_cast<float*>(buffers[1]);
+      if (lost_sums_.contains(static_cast<int>(*sum))) {
+        *static_cast<float*>(buffers[2]) = bad_value_;
+        *sum = 0;
+        return;
+      }
+      const int32_t step = ++*static_cast<int32_t*>(buffers[0]);
       *static_cast<float*>(buffers[2]) = step == bad_loss_step_ ? bad_value_ : *sum;
       *static_cast<float*>(buffers[3]) = step == bad_norm_step_ ? bad_value_ : 2.5f;
       *static_cast<float*>(buffers[4]) = 0.125f;
@@ -96,6 +102,7 @@ class TrainerTest : public ::testing::Test {
   std::vector<StepReport> reports_;
   std::vector<int64_t> saved_;
   int32_t bad_loss_step_ = 0, bad_norm_step_ = 0;
+  std::set<int> lost_sums_;  // steps with these losses are lost, and skipped by the update
   float bad_value_ = std::numeric_limits<float>::quiet_NaN();
 };
 
@@ -189,6 +196,50 @@ TEST_F(TrainerTest, EndsWithAnErrorWhenNumbersAreLost) {
     EXPECT_EQ(reports_.size(), 2u);
     EXPECT_EQ(saved_, (std::vector<int64_t>{1, 2}));
   }
+}
+
+// A batch's loss is its number times 2.
+TEST_F(TrainerTest, SkippedStepsTakeBatchesAndDoNotCount) {
+  lost_sums_ = {2, 8, 10};
+  EXPECT_EQ(train({.steps = 4, .checkpoint_every = 2, .skips_non_finite = true}), TrainingEnd::FINISHED);
+  ASSERT_EQ(reports_.size(), 7u);
+  const std::vector<int64_t> steps = {1, 2, 2, 3, 4, 4, 4};
+  for (size_t i = 0; i < steps.size(); ++i) {
+    EXPECT_EQ(reports_[i].step, steps[i]);
+    EXPECT_EQ(reports_[i].is_skipped(), i == 1 || i == 4 || i == 5);
+  }
+  EXPECT_EQ(reports_[1].skip_reason, "the loss is nan");
+  EXPECT_EQ(reports_[2].loss, 4);
+  EXPECT_EQ(saved_, (std::vector<int64_t>{2, 4}));
+  EXPECT_EQ(steps_done(*executor_), 4);
+  EXPECT_EQ(batches_.position(), 14);
+}
+
+TEST_F(TrainerTest, DoesNotSaveTwiceAfterASkippedStep) {
+  lost_sums_ = {4};
+  hooks_.should_stop = [this] { return reports_.back().is_skipped(); };
+  EXPECT_EQ(train({.steps = 4, .checkpoint_every = 2, .skips_non_finite = true}), TrainingEnd::STOPPED);
+  EXPECT_EQ(saved_, (std::vector<int64_t>{2}));
+}
+
+TEST_F(TrainerTest, FinishesWhereSkippedBatchesAreMissing) {
+  lost_sums_ = {2};
+  batches_ = CountingBatches(4);
+  EXPECT_EQ(train({.steps = 4, .skips_non_finite = true}), TrainingEnd::FINISHED);
+  EXPECT_EQ(saved_, (std::vector<int64_t>{3}));
+  EXPECT_EQ(steps_done(*executor_), 3);
+}
+
+TEST_F(TrainerTest, EndsWithAnErrorWhenNothingElseIsLeftThanToSkip) {
+  lost_sums_ = {2, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24};
+  try {
+    train({.steps = 50, .checkpoint_every = 1, .skips_non_finite = true});
+    ADD_FAILURE() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.what_happened(), "step 3: the loss is nan; 10 steps in a row had to be skipped");
+  }
+  EXPECT_EQ(saved_, (std::vector<int64_t>{1, 2}));
+  EXPECT_EQ(reports_.size(), 13u);
 }
 
 TEST_F(TrainerTest, ReportsDataThatRunsOut) {
