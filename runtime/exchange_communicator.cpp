@@ -1,5 +1,7 @@
 #include "runtime/exchange_communicator.h"
 
+#include <pthread.h>
+
 #include <condition_variable>
 #include <deque>
 #include <exception>

@@ -22,7 +22,7 @@ struct StepReport {
   double seconds = 0;  // of the step
   // Why the step was skipped: "the loss is nan, from rank 2". It has the number of the step that is tried
   // next.
-  std::string skip_reason;
+  std::string skip_reason = {};
 
   bool is_skipped() const { return !skip_reason.empty(); }
 };

@@ -10,6 +10,7 @@ import os
 import statistics
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import emulated_nodes
@@ -23,8 +24,39 @@ ROOT = Path(__file__).resolve().parents[2]
 KUMI = ROOT / "build" / "release" / "kumi"
 
 
+class Cores:
+    """While it runs, threads that communicate have the last core of the machine, all others the rest: beside
+    accelerators communication has cores that nobody else computes on, and only so does it show what it costs."""
+
+    def __enter__(self):
+        cores = sorted(os.sched_getaffinity(0))
+        self.computing, self.communicating = set(cores[:-1] or cores), {cores[-1]}
+        self.is_ending = threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.is_ending.set()
+        self.thread.join()
+
+    def watch(self):
+        placed = set()
+        while not self.is_ending.wait(0.1):
+            for name in Path("/proc").glob("[0-9]*/task/[0-9]*/comm"):
+                try:
+                    thread = int(name.parent.name)
+                    if thread in placed or not name.read_text().startswith("kumi"):
+                        continue
+                    is_main = name.parent.name == name.parent.parent.parent.name
+                    os.sched_setaffinity(thread, self.computing if is_main else self.communicating)
+                    placed.add(thread)
+                except OSError:  # it has ended
+                    pass
+
+
 class Job:
-    """`kumi` on the nodes, one rank a thread."""
+    """`kumi` on the nodes, a rank with one computing thread."""
 
     def __init__(self, nodes, local, options, folder):
         self.nodes, self.local, self.options, self.folder = nodes, local, options, folder
@@ -37,7 +69,9 @@ class Job:
         for setting in [*self.settings, *settings, f"sharding={sharding}", f"quantize.weights={weights}",
                         f"quantize.gradients={gradients}"]:
             words = [*words, "--set", setting]
-        return self.nodes.mpirun(self.local, [KUMI, words[0], self.options.recipe, *words[1:]], self.environment)
+        with Cores():
+            return self.nodes.mpirun(self.local, [KUMI, words[0], self.options.recipe, *words[1:]],
+                                     self.environment)
 
     def train(self, variant, steps):
         """Returns what each node has sent during the run, and the statistics."""
@@ -88,8 +122,8 @@ def gathering(job, weights):
     profile = job.profile(("zero3", weights, "none"), ["precision=BF16"])
     steps = profile["steps"]
     rows = [row for row in profile["communication"]["collectives"] if row["collective"] == "all_gather"]
-    kernels = [kernel for kernel in profile["kernels"] if "quantize" in kernel["name"]]
-    link = sum(row["alone_seconds"] for row in rows)
+    kernels = [kernel for kernel in profile["kernels"] if "quantize" in kernel["kernel"]]
+    link = sum(row["alone_seconds"] for row in rows) / steps
     return {"weights": weights, "bytes_sent": sum(row["bytes_sent"] for row in rows) / steps, "link_seconds": link,
             "kernel_seconds": sum(kernel["seconds"] for kernel in kernels) / steps}
 
