@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <limits>
 #include <map>
 
 #include "graph/error.h"
@@ -131,6 +132,10 @@ class Printer {
     for (const Expr* e : {&s.begin, &s.end, &s.index, &s.value}) mark_used(*e, used);
     if (s.tile)
       for (const TileOperand* operand : {&s.tile->a, &s.tile->b, &s.tile->c}) (*used)[operand->buffer] = true;
+    if (s.lookup)
+      for (const std::string& buffer : {s.lookup->y, s.lookup->codes}) (*used)[buffer] = true;
+    if (s.search)
+      for (const std::string& buffer : {s.search->codes, s.search->x}) (*used)[buffer] = true;
     for (const Stmt& inner : s.body) mark_used(inner, used);
   }
 
@@ -179,6 +184,12 @@ class Printer {
       case Stmt::kTileProduct:
         print_tile_product(*s.tile);
         break;
+      case Stmt::kCodeLookup:
+        print_code_lookup(*s.lookup);
+        break;
+      case Stmt::kCodeSearch:
+        print_code_search(*s.search);
+        break;
       case Stmt::kComment:
         line("// " + s.name);
         break;
@@ -195,6 +206,26 @@ class Printer {
          pointer(p.c) + ", " + text(p.c.row_stride) + ", " + pointer(p.a) + ", " + text(p.a.row_stride) +
          ", " + text(p.a.column_stride) + ", " + pointer(p.b) + ", " + text(p.b.row_stride) + ", " +
          text(p.rows) + ", " + text(p.depth) + ");");
+  }
+
+  // In one register of 16 numbers; what is missing is greater than everything.
+  void print_table(const char* name, std::vector<double> values) {
+    values.resize(16, std::numeric_limits<double>::infinity());
+    std::vector<std::string> numbers;
+    for (double value : values) numbers.push_back(number(value, DType::F32));
+    line(concat("static const float ", name, "[16] = {", joined(numbers), "};"));
+  }
+
+  void print_code_lookup(const CodeLookup& lookup) {
+    print_table("table", lookup.table);
+    line("kumi_look_up(" + lookup.y + " + (" + text(lookup.y_begin) + "), " + lookup.codes + " + (" +
+         text(lookup.codes_begin) + "), " + text(lookup.count) + ", " + text(lookup.scale) + ", table);");
+  }
+
+  void print_code_search(const CodeSearch& search) {
+    print_table("boundaries", search.boundaries);
+    line("kumi_search(" + search.codes + " + (" + text(search.codes_begin) + "), " + search.x + " + (" +
+         text(search.x_begin) + "), " + text(search.count) + ", " + text(search.divisor) + ", boundaries);");
   }
 
   void print_reduction(const Stmt& s) {

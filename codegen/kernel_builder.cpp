@@ -190,6 +190,20 @@ void KernelBuilder::tile_product(TileProduct product) {
   append(std::move(statement));
 }
 
+void KernelBuilder::code_lookup(CodeLookup lookup) {
+  Stmt statement;
+  statement.kind = Stmt::kCodeLookup;
+  statement.lookup = std::make_shared<const CodeLookup>(std::move(lookup));
+  append(std::move(statement));
+}
+
+void KernelBuilder::code_search(CodeSearch search) {
+  Stmt statement;
+  statement.kind = Stmt::kCodeSearch;
+  statement.search = std::make_shared<const CodeSearch>(std::move(search));
+  append(std::move(statement));
+}
+
 void KernelBuilder::comment(const std::string& text) {
   Stmt statement;
   statement.kind = Stmt::kComment;

@@ -63,6 +63,8 @@ class KernelBuilder {
   void store(const Buffer& buffer, Expr index, Expr value);
   void if_(Expr condition, const std::function<void()>& body);
   void tile_product(TileProduct product);
+  void code_lookup(CodeLookup lookup);
+  void code_search(CodeSearch search);
   void comment(const std::string& text);
 
   KernelProgram& program() { return program_; }

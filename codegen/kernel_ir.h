@@ -126,6 +126,26 @@ struct TileProduct {
   bool accumulate = false;
 };
 
+// y[i] = table[code i] * scale for codes of 4 bits, two a byte, the earlier in the lower half: at the speed
+// of memory where the processor can look up in registers.
+struct CodeLookup {
+  std::string y, codes;  // buffers: f32 or bf16, and u8
+  Expr y_begin, codes_begin;
+  Expr count;  // of values
+  Expr scale;
+  std::vector<double> table;  // 16
+};
+
+// The other way round: code i is the number of boundaries that x[i] / divisor is greater than; none for NaN.
+// The half of the last byte that is over has the code of 0.
+struct CodeSearch {
+  std::string codes, x;  // buffers: u8, and f32 or bf16
+  Expr codes_begin, x_begin;
+  Expr count;  // of values
+  Expr divisor;
+  std::vector<double> boundaries;  // at most 15, rising
+};
+
 struct Stmt {
   enum Kind : uint8_t {
     kFor,           // for name in [begin, end): body
@@ -136,6 +156,8 @@ struct Stmt {
     kStore,         // name[index] = value; name: buffer or local array
     kIf,            // if (value) body
     kTileProduct,   // tile
+    kCodeLookup,    // lookup
+    kCodeSearch,    // search
     kComment,       // name: the text
   };
   Kind kind = kFor;
@@ -148,6 +170,8 @@ struct Stmt {
   bool constant = false;
   Expr begin, end, index, value;
   std::shared_ptr<const TileProduct> tile;
+  std::shared_ptr<const CodeLookup> lookup;
+  std::shared_ptr<const CodeSearch> search;
   std::vector<Stmt> body;
 };
 

@@ -124,6 +124,7 @@ Json launches_json(const StepProfile& profile) {
                     {"flops", launch.cost.flops},
                     {"product_flops", launch.cost.product_flops},
                     {"bytes", launch.cost.bytes}});
+    if (profile.collectives_alone_seconds() > 0) json.back()["alone_seconds"] = launch.alone_seconds;
   }
   return json;
 }
@@ -167,10 +168,11 @@ std::string totals(const StepProfile& profile) {
   text += format("kernels   %.2f ms a step, %.2f ms predicted: %.1f%% of the roofline\n",
                  kernels / steps * 1e3, predicted / steps * 1e3, 100 * share_of(predicted, kernels));
   text += communication_text(communication_time(profile.launches), steps);
-  if (profile.collectives_alone_seconds > 0)
-    text += format(
-        "overlap   kernels alone %.2f ms, collectives alone %.2f ms: %.1f%% of the shorter hidden\n",
-        profile.kernels_alone_seconds * 1e3, profile.collectives_alone_seconds * 1e3, 100 * profile.hidden());
+  if (profile.collectives_alone_seconds() > 0)
+    text +=
+        format("overlap   kernels alone %.2f ms, collectives alone %.2f ms: %.1f%% of the shorter hidden\n",
+               profile.kernels_alone_seconds() * 1e3, profile.collectives_alone_seconds() * 1e3,
+               100 * profile.hidden());
   if (profile.model_flops)
     text +=
         concat("model     ", with_prefix(*profile.model_flops), "FLOPs a token, ",
@@ -302,9 +304,9 @@ std::string step_profile_json(const StepProfile& profile) {
   json["steps"] = profile.steps();
   json["tokens"] = profile.tokens();
   json["step_seconds"] = profile.step_seconds;
-  if (profile.collectives_alone_seconds > 0)
-    json["overlap"] = {{"kernels_alone_seconds", profile.kernels_alone_seconds},
-                       {"collectives_alone_seconds", profile.collectives_alone_seconds},
+  if (profile.collectives_alone_seconds() > 0)
+    json["overlap"] = {{"kernels_alone_seconds", profile.kernels_alone_seconds()},
+                       {"collectives_alone_seconds", profile.collectives_alone_seconds()},
                        {"hidden", profile.hidden()}};
   json["tokens_per_second"] = profile.tokens_per_second();
   json["model_flops_per_token"] = number_or_null(profile.model_flops);

@@ -10,6 +10,9 @@ namespace kumi {
 
 // JSON of all ranks, the same on each: memory by category (bytes; planned, allocated, resident) and traffic
 // by collective and group (bytes sent and collectives; counted since the start, and planned for a step).
-std::string rank_statistics(const Executor& executor, const Rank& rank, int64_t micro_batches);
+// `resident_before`: bytes that the process had resident before the executor was made; "measured" is what has
+// come since, of all ranks of the process.
+std::string rank_statistics(const Executor& executor, const Rank& rank, int64_t micro_batches,
+                            int64_t resident_before);
 
 }  // namespace kumi

@@ -1,7 +1,6 @@
 #include "frontend/step_profile.h"
 
 #include <algorithm>
-#include <array>
 #include <limits>
 #include <sstream>
 
@@ -14,7 +13,6 @@
 #include "runtime/data_loader.h"
 #include "runtime/initialize.h"
 #include "runtime/measure_machine.h"
-#include "runtime/steady_clock.h"
 #include "runtime/trainer.h"
 
 namespace kumi {
@@ -148,28 +146,12 @@ void measure_steps(Executor& executor, int64_t steps, const Rank& rank, StepProf
   hooks.on_step = [&](const StepReport& report) { profile->step_seconds.push_back(report.seconds); };
   train(executor, batches, options, hooks);
   executor.set_profiling(false);
-}
-
-// What it takes to run a part of a step by itself: the median over `steps` steps.
-double measure_alone(Executor& executor, Executor::Alone part, int64_t steps, const Rank& rank,
-                     const StepProfile& profile) {
-  RandomBatches batches(profile.batch / profile.rank_count, profile.seq,
-                        id_limit(executor.graph("gradient")));
-  const std::vector<int64_t> shape = {batches.batch(), batches.seq()};
-  std::vector<int32_t> tokens(static_cast<size_t>(batches.batch() * batches.seq())), labels(tokens.size());
-  batches.next(tokens.data(), labels.data());
-  const std::array<Feed, 2> feeds = {Feed{"tokens", DType::I32, shape, tokens.data()},
-                                     Feed{"labels", DType::I32, shape, labels.data()}};
-  std::vector<double> seconds;
-  for (int64_t step = 0; step < steps; ++step) {
-    rank.barrier();
-    const int64_t begin = steady_nanoseconds();
-    for (int64_t i = 0; i < profile.accumulation; ++i) executor.run_alone("gradient", feeds, part);
-    for (const char* name : {"update", "replicate"})
-      if (executor.has_graph(name)) executor.run_alone(name, {}, part);
-    seconds.push_back(static_cast<double>(steady_nanoseconds() - begin) * 1e-9);
-  }
-  return median(std::move(seconds));
+  if (rank.communicator == nullptr) return;
+  executor.set_one_by_one(true);
+  hooks.on_step = nullptr;
+  options.steps += steps;
+  train(executor, batches, options, hooks);
+  executor.set_one_by_one(false);
 }
 
 }  // namespace
@@ -182,9 +164,24 @@ double StepProfile::median_seconds() const {
   return median(step_seconds);
 }
 
+double StepProfile::kernels_alone_seconds() const {
+  double sum = 0;
+  for (const StepTime& launch : launches)
+    if (!launch.is_collective()) sum += launch.alone_seconds;
+  return sum / static_cast<double>(steps());
+}
+
+double StepProfile::collectives_alone_seconds() const {
+  double sum = 0;
+  for (const StepTime& launch : launches)
+    if (launch.is_collective()) sum += launch.alone_seconds;
+  return sum / static_cast<double>(steps());
+}
+
 double StepProfile::hidden() const {
-  const double shorter = std::min(kernels_alone_seconds, collectives_alone_seconds);
-  return shorter > 0 ? (kernels_alone_seconds + collectives_alone_seconds - median_seconds()) / shorter : 0;
+  const double kernels = kernels_alone_seconds(), collectives = collectives_alone_seconds();
+  const double shorter = std::min(kernels, collectives);
+  return shorter > 0 ? (kernels + collectives - median_seconds()) / shorter : 0;
 }
 
 double StepProfile::kernel_seconds() const {
@@ -224,11 +221,6 @@ StepProfile profile_step(const Recipe& recipe, int64_t steps, const Rank& rank) 
     initialize_states(recipe, *executor, rank.ranks());
     make_replicas(*executor);
     measure_steps(*executor, steps, rank, &profile);
-    if (rank.communicator != nullptr) {
-      using Alone = Executor::Alone;
-      profile.kernels_alone_seconds = measure_alone(*executor, Alone::kKernels, steps, rank, profile);
-      profile.collectives_alone_seconds = measure_alone(*executor, Alone::kCollectives, steps, rank, profile);
-    }
     profile.launches = executor->profile();
   }
   profile.machine = best_of(before, machine_of(*device, recipe, rank));

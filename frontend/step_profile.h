@@ -38,9 +38,9 @@ struct StepProfile {
   std::vector<LaunchSpan> timeline;  // of the measured steps; `launch` is an index into launches
   int64_t start = 0;                 // the same moment on all ranks, before the first span of the timeline
 
-  // A step's kernels without its collectives, and the other way round; only where there are collectives.
-  double kernels_alone_seconds = 0, collectives_alone_seconds = 0;
-
+  // What a step's kernels take one by one, and its collectives; 0 in a run without other ranks.
+  double kernels_alone_seconds() const;
+  double collectives_alone_seconds() const;
   // Of the shorter of the two, the share that does not lengthen the step.
   double hidden() const;
   int64_t steps() const { return static_cast<int64_t>(step_seconds.size()); }

@@ -54,7 +54,8 @@ class TrainingRun {
       write_file_atomically(request_.profile_file,
                             kernel_times_json(executor->profile(), executor->compile_statistics()));
     if (!request_.stats_file.empty()) {
-      const std::string stats = rank_statistics(*executor, rank_, recipe_.optimizer.accumulation);
+      const std::string stats =
+          rank_statistics(*executor, rank_, recipe_.optimizer.accumulation, resident_before_);
       if (rank_.is_main()) write_file_atomically(request_.stats_file, stats);
     }
     return status;

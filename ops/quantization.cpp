@@ -73,25 +73,40 @@ std::vector<Type> infer_dequantize(const InferContext& context) {
 
 // ---- reference
 
+// To f32: what is greater in f32 is greater than x itself.
+double rounded_down(double x) {
+  const auto nearest = static_cast<float>(x);
+  return nearest > x ? std::nextafter(nearest, -HUGE_VALF) : nearest;
+}
+
+// Between the values of a table of 4 bits: what is above boundary c has a code above c.
+std::vector<double> boundaries_of(const std::string& code_book) {
+  const std::vector<double> table = code_table(code_book);
+  const auto top = static_cast<double>(table.size() - 1);
+  std::vector<double> boundaries;
+  for (size_t c = 1; c < table.size(); ++c)
+    boundaries.push_back(rounded_down(is_uniform(code_book) ? static_cast<double>(2 * c - 1) / top - 1
+                                                            : (table[c - 1] + table[c]) / 2));
+  return boundaries;
+}
+
 // Of a value in [-1, 1]; the lower one of two equally near, which is a matter of the last bit: as the kernels
-// compute it, in f32 (code_of).
-int64_t nearest(const std::string& code_book, const std::vector<double>& table, float value) {
-  if (is_uniform(code_book)) {
-    const auto top = static_cast<float>(table.size() - 1);
-    const float scaled = (value + 1.0F) * (top / 2);
+// compute it, in f32.
+int64_t nearest(const std::string& code_book, float value) {
+  if (bits_of(code_book) == 8) {
+    const float scaled = (value + 1.0F) * 127.0F;
     const float rounded = -std::floor(0.5F - scaled);
-    return rounded >= 0 ? static_cast<int64_t>(std::min(rounded, top)) : 0;
+    return rounded >= 0 ? static_cast<int64_t>(std::min(rounded, 254.0F)) : 0;
   }
   int64_t code = 0;
-  for (size_t c = 1; c < table.size(); ++c)
-    if (value > (table[c - 1] + table[c]) / 2) ++code;
+  for (double boundary : boundaries_of(code_book))
+    if (value > boundary) ++code;
   return code;
 }
 
 void reference_quantize(const ReferenceContext& context) {
   const Attributes& attributes = context.node.attributes;
   const std::string& code_book = string_attribute(attributes, "code_book");
-  const std::vector<double> table = code_table(code_book);
   const ReferenceTensor& x = context.operand(0);
   Shape shape;
   for (int64_t n : x.shape) shape.emplace_back(n);
@@ -107,7 +122,7 @@ void reference_quantize(const ReferenceContext& context) {
         const double divisor = scale == 0 ? 1 : scale;
         const float value =
             i < end ? static_cast<float>(x.data[row * rows.size + i]) / static_cast<float>(divisor) : 0;
-        const auto code = static_cast<double>(nearest(code_book, table, value));
+        const auto code = static_cast<double>(nearest(code_book, value));
         if (rows.is_packed)
           context.result(0).data[row * rows.bytes + i / 2] += i % 2 == 0 ? code : 16 * code;
         else
@@ -140,44 +155,14 @@ void reference_dequantize(const ReferenceContext& context) {
 
 // ---- kernels
 
-// To f32: what is greater in f32 is greater than x itself.
-double rounded_down(double x) {
-  const auto nearest = static_cast<float>(x);
-  return nearest > x ? std::nextafter(nearest, -HUGE_VALF) : nearest;
-}
-
-// A table with equal steps is computed, another is searched through: without branches, so that it vectorises.
-Expr code_of(KernelBuilder& k, const std::string& code_book, Expr value) {
+// Of a table of 4 bits.
+std::vector<double> values_of(const std::string& code_book) {
   const std::vector<double> table = code_table(code_book);
-  if (is_uniform(code_book)) {
-    // NaN becomes the lowest code; the scale says what it was.
-    const auto top = static_cast<double>(table.size() - 1);
-    Expr scaled = k.let("scaled", (value + Expr(1.0)) * Expr(top / 2));
-    Expr rounded = k.let("rounded", -floor(Expr(0.5) - scaled));  // halves go down
-    return cast(DType::I32, select(rounded >= Expr(0.0), minimum(rounded, Expr(top)), Expr(0.0)));
-  }
-  Expr code = cast(DType::I32, Expr(0));
-  for (size_t c = 1; c < table.size(); ++c)
-    code = code + select(value > Expr(rounded_down((table[c - 1] + table[c]) / 2)), cast(DType::I32, Expr(1)),
-                         cast(DType::I32, Expr(0)));
-  return code;
-}
-
-Expr value_of(const std::string& code_book, Expr code) {
-  const std::vector<double> table = code_table(code_book);
+  if (!is_uniform(code_book)) return table;
+  std::vector<double> values;
   const auto top = static_cast<double>(table.size() - 1);
-  if (is_uniform(code_book)) return (cast(DType::F32, code) - Expr(top / 2)) * Expr(2 / top);
-  // A tree of choices by the bits of the code, from the lowest.
-  std::vector<Expr> values;
-  for (double value : table) values.emplace_back(value);
-  for (int64_t bit = 1; values.size() > 1; bit *= 2) {
-    Expr is_set =
-        (code / cast(DType::I32, Expr(bit))) % cast(DType::I32, Expr(2)) == cast(DType::I32, Expr(1));
-    std::vector<Expr> chosen;
-    for (size_t i = 0; i < values.size(); i += 2) chosen.push_back(select(is_set, values[i + 1], values[i]));
-    values = std::move(chosen);
-  }
-  return values[0];
+  for (int code = 0; code < 16; ++code) values.push_back(2 * code / top - 1);
+  return values;
 }
 
 // A block in a kernel: where it begins among the elements and among the codes, and how many elements it has.
@@ -206,23 +191,19 @@ void lower_quantize(KernelLowering& lowering) {
         k.let("scale", k.reduce(Reduction::kMax, 0, count, [&](Expr i) { return abs(x[first + i]); }));
     k.store(scales, at, scale);
     Expr divisor = k.let("divisor", select(scale == Expr(0.0), Expr(1.0), scale));
-    auto code = [&](Expr index) { return code_of(k, code_book, k.let("value", x[index] / divisor)); };
     if (!rows.is_packed) {
-      k.loop(0, count, LoopKind::kVector,
-             [&](Expr i) { k.store(codes, byte + i, cast(DType::U8, code(first + i))); });
+      k.loop(0, count, LoopKind::kVector, [&](Expr i) {
+        // int8: equal steps are computed, halves go down. NaN becomes the lowest code; the scale says what it
+        // was.
+        Expr scaled = k.let("scaled", (x[first + i] / divisor + Expr(1.0)) * Expr(127.0));
+        Expr rounded = k.let("rounded", -floor(Expr(0.5) - scaled));
+        k.store(codes, byte + i,
+                cast(DType::U8, cast(DType::I32, select(rounded >= Expr(0.0), minimum(rounded, Expr(254.0)),
+                                                        Expr(0.0)))));
+      });
       return;
     }
-    auto pack = [](Expr low, Expr high) { return cast(DType::U8, low + high * cast(DType::I32, Expr(16))); };
-    Expr pairs = count / Expr(2);
-    k.loop(0, pairs, LoopKind::kVector, [&](Expr i) {
-      Expr low = code(first + i * Expr(2)), high = code(first + i * Expr(2) + Expr(1));
-      k.store(codes, byte + i, pack(low, high));
-    });
-    if (rows.size % 2 == 1)  // the last one of the row has no other half
-      k.loop(pairs, (count + Expr(1)) / Expr(2), LoopKind::kSerial, [&](Expr i) {
-        Expr zero = code_of(k, code_book, Expr(0.0));
-        k.store(codes, byte + i, pack(code(first + i * Expr(2)), zero));
-      });
+    k.code_search({codes.name, x.name, byte, first, count, divisor, boundaries_of(code_book)});
   });
 }
 
@@ -237,22 +218,13 @@ void lower_dequantize(KernelLowering& lowering) {
     Expr scale = k.let("scale", scales[at]);
     if (!rows.is_packed) {
       k.loop(0, count, LoopKind::kVector, [&](Expr i) {
-        k.store(y, first + i, value_of(code_book, k.let("code", cast(DType::I32, codes[byte + i]))) * scale);
+        // int8: equal steps are computed.
+        Expr code = cast(DType::F32, cast(DType::I32, codes[byte + i]));
+        k.store(y, first + i, (code - Expr(127.0)) * Expr(1.0 / 127) * scale);
       });
       return;
     }
-    const Expr half = cast(DType::I32, Expr(16));
-    Expr pairs = count / Expr(2);
-    auto both = [&](Expr i) { return k.let("both", cast(DType::I32, codes[byte + i])); };
-    k.loop(0, pairs, LoopKind::kVector, [&](Expr i) {
-      Expr pair = both(i);
-      k.store(y, first + i * Expr(2), value_of(code_book, k.let("low", pair % half)) * scale);
-      k.store(y, first + i * Expr(2) + Expr(1), value_of(code_book, k.let("high", pair / half)) * scale);
-    });
-    if (rows.size % 2 == 1)
-      k.loop(pairs, (count + Expr(1)) / Expr(2), LoopKind::kSerial, [&](Expr i) {
-        k.store(y, first + i * Expr(2), value_of(code_book, k.let("low", both(i) % half)) * scale);
-      });
+    k.code_lookup({y.name, codes.name, first, byte, count, scale, values_of(code_book)});
   });
 }
 

@@ -194,7 +194,9 @@ void Executor::run(std::string_view name, std::span<const Feed> feeds) {
   const size_t index = graph_index(name);
   copy_inputs(plan_.graphs[index], feeds);
   last_run_ = &plan_.graphs[index];
-  if (profiling_)
+  if (one_by_one_)
+    run_one_by_one(index);
+  else if (profiling_)
     run_timed(index);
   else
     run_graph(index);
@@ -260,17 +262,18 @@ void Executor::record(LaunchSpan::Kind kind, size_t graph, size_t launch, int64_
   timeline_->push_back({launch, begin, end, kind, timed_runs_});
 }
 
-void Executor::run_alone(std::string_view name, std::span<const Feed> feeds, Alone part) {
+void Executor::run_one_by_one(size_t graph) {
   finish();
-  const size_t index = graph_index(name);
-  copy_inputs(plan_.graphs[index], feeds);
-  for (Launch& launch : launches_[index]) {
-    if (part == Alone::kKernels) {
-      if (launch.collective == nullptr) launch.callable->run(launch.buffers.data());
-    } else if (launch.collective != nullptr) {
+  for (Launch& launch : launches_[graph]) {
+    if (launch.collective != nullptr) {
+      communicator_->barrier();
       launch.collective->start(launch.buffers.data());
       launch.collective->wait();
       launch.alone_seconds += launch.collective->last_run().seconds();
+    } else {
+      const int64_t begin = steady_nanoseconds();
+      launch.callable->run(launch.buffers.data());
+      launch.alone_seconds += static_cast<double>(steady_nanoseconds() - begin) * 1e-9;
     }
   }
 }
@@ -365,10 +368,10 @@ std::vector<StepTime> Executor::profile() const {
       const Launch& launch = launches_[g][i];
       StepTime& time = times.emplace_back(
           StepTime{plan_.graphs[g].name, step.name, step.scope, launch.runs, launch.seconds, step.cost});
+      time.alone_seconds = launch.alone_seconds;
       if (step.collective == kNone) continue;
       time.group = plan_.collectives[step.collective].group;
       time.communication_seconds = launch.communication_seconds;
-      time.alone_seconds = launch.alone_seconds;
       time.bytes_sent = launch.bytes_sent;
     }
   return times;

@@ -28,12 +28,12 @@ struct StepTime {
   std::string name;  // of the kernel or op
   std::string scope;
   int64_t runs = 0;
-  double seconds = 0;  // of a collective: what was spent waiting for it
-  Cost cost;           // of one run
+  double seconds = 0;        // of a collective: what was spent waiting for it
+  Cost cost;                 // of one run
+  double alone_seconds = 0;  // while launches ran one by one
   // Of a collective only.
   std::optional<MeshGroup> group = std::nullopt;
   double communication_seconds = 0;  // of its own, most of it beside the device's work
-  double alone_seconds = 0;          // in Executor::run_alone
   int64_t bytes_sent = 0;
 
   bool is_collective() const { return group.has_value(); }
@@ -68,11 +68,6 @@ class Executor {
   // Returns when no collective is running any more. Throws Error as they do.
   void finish();
 
-  // To measure: runs only the graph's kernels or only its collectives, one after the other, on whatever lies
-  // in their buffers. What they compute is of no use, and the states hold nothing of worth any more.
-  enum class Alone { kKernels, kCollectives };
-  void run_alone(std::string_view graph, std::span<const Feed> feeds, Alone part);
-
   // An output of the graph that ran last. Throws Error if it has no such output.
   HostTensor output(std::string_view name) const;
   // Copies `bytes` bytes of it, beginning `offset` bytes into it.
@@ -105,6 +100,9 @@ class Executor {
     profiling_ = on;
     timeline_ = timeline;
   }
+  // From now on launches run one by one: collectives start on all ranks at the same moment and are waited for
+  // at once. What each takes by itself is StepTime::alone_seconds.
+  void set_one_by_one(bool on) { one_by_one_ = on; }
   // Of all launches: those of each graph in their order, the graphs in that of the plan.
   std::vector<StepTime> profile() const;
 
@@ -143,6 +141,7 @@ class Executor {
   void copy_inputs(const GraphPlan& graph, std::span<const Feed> feeds);
   void run_graph(size_t graph);
   void run_timed(size_t graph);
+  void run_one_by_one(size_t graph);
   void finish(Outliving& outliving) const;
   // Both times in nanoseconds of the steady clock; returns when the wait ended.
   int64_t wait_timed(size_t graph, size_t launch, int64_t begin);
@@ -166,6 +165,7 @@ class Executor {
   CompileStatistics statistics_;
   const GraphPlan* last_run_ = nullptr;
   bool profiling_ = false;
+  bool one_by_one_ = false;
   int64_t timed_runs_ = 0;
   std::vector<LaunchSpan>* timeline_ = nullptr;
 };

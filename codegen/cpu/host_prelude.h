@@ -162,6 +162,86 @@ KUMI_INLINE int kumi_exact_bf16_pair(float first, float second) {
 KUMI_INLINE float kumi_round_to_bf16(float x) { return kumi_from_bf16(kumi_to_bf16(x)); }
 KUMI_INLINE float kumi_round_to_f16(float x) { return (float)(_Float16)x; }
 
+// Code lookups and searches (codegen/kernel_ir.h): 32 values at a time, the table in one register.
+KUMI_INLINE float kumi_load(const float* x) { return *x; }
+KUMI_INLINE float kumi_load(const kumi_bf16* x) { return kumi_from_bf16(*x); }
+KUMI_INLINE void kumi_store(float* y, float value) { *y = value; }
+KUMI_INLINE void kumi_store(kumi_bf16* y, float value) { *y = kumi_to_bf16(value); }
+#if defined(__AVX512F__)
+typedef float kumi_floats16 __attribute__((vector_size(64), aligned(4)));
+typedef int kumi_ints16 __attribute__((vector_size(64), aligned(4)));
+typedef uint8_t kumi_bytes16 __attribute__((vector_size(16), aligned(1)));
+KUMI_INLINE void kumi_store_both(float* y, kumi_floats16 low, kumi_floats16 high) {
+  *(kumi_floats16*)y = __builtin_shufflevector(low, high, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  *(kumi_floats16*)(y + 16) =
+      __builtin_shufflevector(low, high, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+KUMI_INLINE void kumi_store_both(kumi_bf16* y, kumi_floats16 low, kumi_floats16 high) {
+  kumi_ints16 pairs;
+  for (int i = 0; i < 16; ++i) pairs[i] = kumi_bf16_pair(low[i], high[i]);
+  *(kumi_ints16*)y = pairs;
+}
+template <typename T>
+KUMI_INLINE long kumi_look_up_vectors(T* y, const uint8_t* codes, long bytes, float scale, const float* table) {
+  const kumi_floats16 values = *(const kumi_floats16*)table * scale;
+  long i = 0;
+  for (; i + 16 <= bytes; i += 16) {
+    kumi_ints16 both = __builtin_convertvector(*(const kumi_bytes16*)(codes + i), kumi_ints16);
+    kumi_store_both(y + 2 * i, __builtin_ia32_permvarsf512(values, both & 15),
+                    __builtin_ia32_permvarsf512(values, both >> 4));
+  }
+  return i;
+}
+KUMI_INLINE kumi_ints16 kumi_search_16(kumi_floats16 value, kumi_floats16 boundaries) {
+  kumi_ints16 code = {};
+  for (int step = 8; step > 0; step /= 2)
+    code += (value > __builtin_ia32_permvarsf512(boundaries, code + (step - 1))) & step;
+  return code;
+}
+template <typename T>
+KUMI_INLINE kumi_floats16 kumi_load_16(const T* x) {
+  kumi_floats16 values;
+  for (int i = 0; i < 16; ++i) values[i] = kumi_load(x + i);
+  return values;
+}
+template <typename T>
+KUMI_INLINE long kumi_search_vectors(uint8_t* codes, const T* x, long bytes, float divisor, const float* boundaries) {
+  const kumi_floats16 all = *(const kumi_floats16*)boundaries;
+  long i = 0;
+  for (; i + 16 <= bytes; i += 16) {
+    kumi_ints16 a = kumi_search_16(kumi_load_16(x + 2 * i) / divisor, all);
+    kumi_ints16 b = kumi_search_16(kumi_load_16(x + 2 * i + 16) / divisor, all);
+    kumi_ints16 low = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    kumi_ints16 high = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    *(kumi_bytes16*)(codes + i) = __builtin_convertvector(low | high << 4, kumi_bytes16);
+  }
+  return i;
+}
+#else
+template <typename T>
+KUMI_INLINE long kumi_search_vectors(uint8_t*, const T*, long, float, const float*) { return 0; }
+template <typename T>
+KUMI_INLINE long kumi_look_up_vectors(T*, const uint8_t*, long, float, const float*) { return 0; }
+#endif
+KUMI_INLINE int kumi_search_1(float value, const float* boundaries) {
+  int code = 0;
+  for (int step = 8; step > 0; step /= 2) code += value > boundaries[code + step - 1] ? step : 0;
+  return code;
+}
+template <typename T>
+KUMI_INLINE void kumi_search(uint8_t* codes, const T* x, long count, float divisor, const float* boundaries) {
+  for (long i = kumi_search_vectors(codes, x, count / 2, divisor, boundaries); 2 * i < count; ++i) {
+    int low = kumi_search_1(kumi_load(x + 2 * i) / divisor, boundaries);
+    int high = kumi_search_1(2 * i + 1 < count ? kumi_load(x + 2 * i + 1) / divisor : 0.0f, boundaries);
+    codes[i] = (uint8_t)(low | high << 4);
+  }
+}
+template <typename T>
+KUMI_INLINE void kumi_look_up(T* y, const uint8_t* codes, long count, float scale, const float* table) {
+  for (long i = 2 * kumi_look_up_vectors(y, codes, count / 2, scale, table); i < count; ++i)
+    kumi_store(y + i, table[codes[i / 2] >> i % 2 * 4 & 15] * scale);
+}
+
 // Tile products (codegen/kernel_ir.h). A block of rows times two vectors of columns stays in registers
 // while the depth is walked through: enough independent sums to hide the latency of a multiply-add.
 #if defined(__AVX512F__)

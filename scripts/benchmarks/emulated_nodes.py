@@ -87,7 +87,7 @@ class Nodes:
                 tc = ["ip", "netns", "exec", space, "tc", "qdisc"]
                 subprocess.run([*tc, "del", "dev", device, "root"], capture_output=True)
                 if rate is not None:
-                    subprocess.run([*tc, "add", "dev", device, "root", "tbf", "rate", rate, "burst", "256kb",
+                    subprocess.run([*tc, "add", "dev", device, "root", "tbf", "rate", rate, "burst", "80kb",
                                     "latency", "100ms"], check=True)
 
     def sent_bytes(self):
