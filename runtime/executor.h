@@ -28,13 +28,14 @@ struct StepTime {
   std::string name;  // of the kernel or op
   std::string scope;
   int64_t runs = 0;
-  double seconds = 0;        // of a collective: what was spent waiting for it
-  Cost cost;                 // of one run
-  double alone_seconds = 0;  // while launches ran one by one
+  double seconds = 0;  // of a collective: what was spent waiting for it
+  Cost cost;           // of one run
   // Of a collective only.
   std::optional<MeshGroup> group = std::nullopt;
   double communication_seconds = 0;  // of its own, most of it beside the device's work
   int64_t bytes_sent = 0;
+  // Of all launches, while they ran one by one (Executor::set_one_by_one).
+  double alone_seconds = 0;
 
   bool is_collective() const { return group.has_value(); }
 };

@@ -50,12 +50,45 @@ class Overlap {
     return n.op == "read" || n.op == "constant" || op_of(n).computes_nothing() || gathers_states(unit);
   }
 
-  // Passes before this one may have put what is free anywhere before its use.
+  // Computes something of gathered weights alone, as what they were quantized from. `gathered`, by value: is
+  // made of gathered weights and states.
+  bool prepares_weights(const Unit& unit, const std::vector<bool>& gathered) const {
+    bool any = false;
+    for (NodeId n : unit) {
+      if (is_collective(graph_.nodes[n]) || graph_.nodes[n].op == "write") return false;
+      for (ValueId operand : graph_.nodes[n].operands) {
+        if (operand == kNone) continue;
+        const NodeId producer = graph_.values[operand].producer;
+        const std::string& op = graph_.nodes[producer].op;
+        any = any || gathered[operand];
+        if (!gathered[operand] && op != "read" && op != "constant" &&
+            std::find(unit.begin(), unit.end(), producer) == unit.end())
+          return false;
+      }
+    }
+    return any;
+  }
+
+  // What may run as late as one likes, by unit.
+  std::vector<bool> find_movable() const {
+    std::vector<bool> movable, gathered(graph_.values.size(), false);
+    for (const Unit& unit : units_) {
+      const bool is_gathered = gathers_states(unit) || prepares_weights(unit, gathered);
+      movable.push_back(is_gathered || (unit.size() == 1 && is_free(unit)));
+      for (NodeId n : unit)
+        for (ValueId result : graph_.nodes[n].results) gathered[result] = is_gathered;
+    }
+    return movable;
+  }
+
+  // Passes before this one may have put what is movable anywhere before its use.
   void sink_to_first_use() {
-    std::vector<const Unit*> unit_of(graph_.values.size(), nullptr);  // by result of what is free
-    for (const Unit& unit : units_)
-      if (unit.size() == 1 && is_free(unit))
-        for (ValueId result : node(unit).results) unit_of[result] = &unit;
+    const std::vector<bool> movable = find_movable();
+    std::vector<const Unit*> unit_of(graph_.values.size(), nullptr);  // by result of what is movable
+    for (size_t u = 0; u < units_.size(); ++u)
+      if (movable[u])
+        for (NodeId n : units_[u])
+          for (ValueId result : graph_.nodes[n].results) unit_of[result] = &units_[u];
     std::vector<Unit> placed;
     std::vector<bool> is_placed(graph_.nodes.size(), false);
     const std::function<void(const Unit&)> place = [&](const Unit& unit) {
@@ -63,12 +96,13 @@ class Overlap {
       for (NodeId n : unit) {
         is_placed[n] = true;
         for (ValueId operand : graph_.nodes[n].operands)
-          if (operand != kNone && unit_of[operand] != nullptr) place(*unit_of[operand]);
+          if (operand != kNone && unit_of[operand] != nullptr && unit_of[operand] != &unit)
+            place(*unit_of[operand]);
       }
       placed.push_back(unit);
     };
-    for (const Unit& unit : units_)
-      if (unit.size() > 1 || !is_free(unit)) place(unit);
+    for (size_t u = 0; u < units_.size(); ++u)
+      if (!movable[u]) place(units_[u]);
     for (const Unit& unit : units_) place(unit);  // outputs
     units_ = std::move(placed);
   }

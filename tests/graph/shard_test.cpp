@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "codegen/planned_traffic.h"
+#include "graph/planned_memory.h"
 #include "graph/tensor_pieces.h"
 #include "tests/support/example_model.h"
 
@@ -129,6 +130,29 @@ TEST_P(ShardedOn, WithOneMicroBatchAllGradientsAreReducedBesideTheBackwardPass) 
     }
     if (mode == ShardingMode::kDdp) continue;
     EXPECT_EQ(elements_of(module, State::kAccumulator), padded_elements(module) / ranks_);
+  }
+}
+
+TEST_P(ShardedOn, FewBitsTakeLessMemory) {
+  for (const ShardingMode mode : {ShardingMode::kZero3, ShardingMode::kZero3Local}) {
+    PlanOptions options = options_of(mode, mesh_);
+    const PlannedMemory plain = planned_memory(planned(options));
+    for (const char* scheme : {"int8", "int4", "nf4"}) {
+      options.quantized_weights = scheme;
+      const Module module = planned(options);
+      // Each layer's weights are there in full only where they are used.
+      EXPECT_LE(planned_memory(module).activations, plain.activations) << scheme;
+      const Graph& gradient = *module.find_graph("gradient");
+      bool is_last_dequantize = false;
+      size_t stretches = 0;
+      for (const Node& node : gradient.nodes) {
+        if (op_of(node).computes_nothing() || node.op == "read" || node.op == "all_gather") continue;
+        const bool is_dequantize = node.op == "dequantize";
+        stretches += is_dequantize && !is_last_dequantize;
+        is_last_dequantize = is_dequantize;
+      }
+      EXPECT_GT(stretches, 3) << scheme;
+    }
   }
 }
 
