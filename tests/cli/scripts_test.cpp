@@ -71,10 +71,13 @@ TEST_F(Scripts, PlotSaysWhatIsWrongWithALog) {
 }
 
 TEST_F(Scripts, BenchExplainsItself) {
-  const CommandResult result = run("bench", {"--help"});
-  EXPECT_EQ(result.status, 0) << result.description();
-  for (const char* option : {"--peer", "--wide"})
+  const std::vector<std::pair<std::string, std::string>> options = {
+      {"cpu", "--peer"}, {"cpu", "--wide"}, {"cluster", "--nodes"}, {"cluster", "--rate"}};
+  for (const auto& [benchmark, option] : options) {
+    const CommandResult result = run("bench", {benchmark, "--help"});
+    EXPECT_EQ(result.status, 0) << result.description();
     EXPECT_NE(result.out.find(option), std::string::npos) << result.out;
+  }
 }
 
 }  // namespace
