@@ -120,6 +120,14 @@ double median(std::vector<double> values) {
   return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
 }
 
+// Of a step.
+double alone_seconds(const StepProfile& profile, bool of_collectives) {
+  double sum = 0;
+  for (const StepTime& launch : profile.launches)
+    if (launch.is_collective() == of_collectives) sum += launch.alone_seconds;
+  return sum / static_cast<double>(profile.steps());
+}
+
 // Of the graph's launches in a run: one a kernel, two a collective.
 size_t span_count(const GraphPlan& graph) {
   size_t spans = graph.steps.size();
@@ -165,17 +173,11 @@ double StepProfile::median_seconds() const {
 }
 
 double StepProfile::kernels_alone_seconds() const {
-  double sum = 0;
-  for (const StepTime& launch : launches)
-    if (!launch.is_collective()) sum += launch.alone_seconds;
-  return sum / static_cast<double>(steps());
+  return alone_seconds(*this, false);
 }
 
 double StepProfile::collectives_alone_seconds() const {
-  double sum = 0;
-  for (const StepTime& launch : launches)
-    if (launch.is_collective()) sum += launch.alone_seconds;
-  return sum / static_cast<double>(steps());
+  return alone_seconds(*this, true);
 }
 
 double StepProfile::hidden() const {

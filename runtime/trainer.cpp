@@ -4,6 +4,8 @@
 #include <chrono>
 #include <cmath>
 
+#include "runtime/rank_watch.h"
+
 namespace kumi {
 namespace {
 
@@ -82,12 +84,12 @@ class Loop {
     Communicator* const all = executor_.communicator();
     if (all == nullptr) return "";
     const std::vector<std::string> texts = all->all_gather_text(std::isfinite(own_loss) ? "" : "lost");
-    std::vector<std::string> ranks;
+    std::vector<int64_t> ranks;
     for (size_t rank = 0; rank < texts.size(); ++rank)
-      if (!texts[rank].empty()) ranks.push_back(concat(rank));
+      if (!texts[rank].empty()) ranks.push_back(static_cast<int64_t>(rank));
     if (ranks.empty()) return "";
     if (ranks.size() == texts.size()) return ", from all ranks";
-    return concat(ranks.size() == 1 ? ", from rank " : ", from ranks ", joined(ranks));
+    return ", from " + ranks_text(ranks);
   }
 
   int64_t ranks() const { return executor_.plan().module.mesh.ranks(); }

@@ -1,8 +1,9 @@
 // Where collectives start and where their results are waited for, so that they run while the device computes.
 //
 // A collective runs beside the nodes that follow it and is waited for by the first that needs a result. The
-// order therefore decides what overlaps: what gathers weights starts early, what depends on a reduction waits
-// until the next one starts. Both bound how much is in flight at once, and with it the memory.
+// order therefore decides what overlaps: what gathers weights starts early, what is made of gathered weights
+// alone comes right before its use, what depends on a reduction waits until the next one starts. All bound
+// how much is in flight at once, and with it the memory.
 #pragma once
 
 #include <cstdint>

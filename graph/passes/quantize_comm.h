@@ -6,6 +6,8 @@
 // (PlanOptions::quantized_gradients): a sum over ranks becomes an exchange of quantized pieces, which each
 // rank adds up for its own: over the world first inside the node, then between nodes, so that a value is
 // quantized twice at most (as in ZeRO++, Wang et al. 2023, arXiv:2306.10209).
+//
+// With what travels now known, what the graph "replicate" sends gets its states (keep_sent.h).
 #pragma once
 
 #include "graph/pipeline.h"

@@ -8,6 +8,7 @@ bf16 and in nf4, and how much of the shorter of computing and communicating a st
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -171,7 +172,9 @@ def add_arguments(parser):
 
 
 def main(options):
-    reason = emulated_nodes.enter()
+    if not options.no_build:
+        subprocess.run([ROOT / "scripts" / "install", "iproute2"], check=True)
+    reason = emulated_nodes.enter("--no-build")  # by now it is there
     if reason is not None:
         print(f"scripts/bench cluster: skipped: {reason}")
         return

@@ -14,12 +14,14 @@ import tempfile
 from pathlib import Path
 
 NETWORK = "10.77.0"
+# Above the largest packet; more would let short messages pass without a limit.
+BURST = "burst 80kb latency 100ms"
 INSIDE = "KUMI_EMULATED_NODES"  # set where the namespaces have been entered
 
 
-def enter():
-    """Starts the program once more in namespaces of its own, and does not return the first time. Returns why
-    that is impossible, or None."""
+def enter(*more):
+    """Starts the program once more in namespaces of its own, with `more` arguments, and does not return the first
+    time. Returns why that is impossible, or None."""
     if os.environ.get(INSIDE):
         subprocess.run(["mount", "-t", "tmpfs", "none", "/run"], check=True)
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
@@ -30,11 +32,11 @@ def enter():
     unshare = ["unshare", "--mount", "--net", "--uts"] + ([] if os.geteuid() == 0 else ["--map-root-user"])
     # What is needed later, in short.
     trial = "mount -t tmpfs none /run && ip netns add trial && ip link add trial0 type veth peer name trial1 && " \
-            "tc qdisc add dev trial0 root tbf rate 1gbit burst 256kb latency 100ms"
+            f"tc qdisc add dev trial0 root tbf rate 1gbit {BURST}"
     tried = subprocess.run([*unshare, "sh", "-c", trial], capture_output=True, text=True)
     if tried.returncode != 0:
         return f"this machine does not allow network namespaces ({tried.stderr.strip()})"
-    os.execvpe(unshare[0], [*unshare, sys.executable, *sys.argv], dict(os.environ, **{INSIDE: "1"}))
+    os.execvpe(unshare[0], [*unshare, sys.executable, *sys.argv, *more], dict(os.environ, **{INSIDE: "1"}))
 
 
 def ip(*words):
@@ -87,8 +89,8 @@ class Nodes:
                 tc = ["ip", "netns", "exec", space, "tc", "qdisc"]
                 subprocess.run([*tc, "del", "dev", device, "root"], capture_output=True)
                 if rate is not None:
-                    subprocess.run([*tc, "add", "dev", device, "root", "tbf", "rate", rate, "burst", "80kb",
-                                    "latency", "100ms"], check=True)
+                    subprocess.run([*tc, "add", "dev", device, "root", "tbf", "rate", rate, *BURST.split()],
+                                   check=True)
 
     def sent_bytes(self):
         """Of each node, by the counter of its link: what crossed to other nodes, with all headers."""
