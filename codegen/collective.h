@@ -16,9 +16,10 @@ namespace kumi {
 //   reduce_scatter  in: ranks * elements    out: elements, the sum over members of their piece `own index`
 //   all_reduce      in: elements            out: elements, the sum over members
 //   all_to_all      in: ranks * elements    out: ranks * elements, piece i from member i
+//   broadcast       in: elements            out: elements, those of member 0
 // Sums are of f32, in an order that depends on the group's size and the member that sums only, never on time.
 struct CollectiveCall {
-  enum Kind : uint8_t { kAllGather, kReduceScatter, kAllReduce, kAllToAll };
+  enum Kind : uint8_t { kAllGather, kReduceScatter, kAllReduce, kAllToAll, kBroadcast };
   struct Segment {
     DType dtype = DType::F32;
     int64_t elements = 0;
@@ -40,6 +41,7 @@ const char* to_string(CollectiveCall::Kind kind);  // "all_gather", ...
 //   all_reduce                              2 (g - 1) / g s as reduce_scatter and all_gather, if g divides
 //   the
 //                                           elements; (g - 1) s, everything to everyone, if not
-int64_t bytes_sent(const CollectiveCall& call);
+//   broadcast                               s; the last member nothing
+int64_t bytes_sent(const CollectiveCall& call, bool is_last_member = false);
 
 }  // namespace kumi

@@ -75,8 +75,9 @@ class Printer {
     for (size_t i = 0; i < program_.phases.size(); ++i) {
       std::string symbol = program_.name + "_phase" + std::to_string(i);
       print_phase(program_.phases[i], symbol);
-      kernel.phases.push_back({symbol, program_.phases[i].extent, program_.phases[i].work});
+      kernel.phases.emplace_back(symbol, program_.phases[i].extent, program_.phases[i].work);
     }
+    kernel.buffers = static_cast<int64_t>(program_.buffers.size());
     kernel.source = std::move(out_);
     return kernel;
   }

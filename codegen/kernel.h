@@ -4,21 +4,30 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "graph/dtype.h"
 
 namespace kumi {
 
-// One parallel loop of a kernel. The generated function has the signature
+// One parallel loop of a kernel. In the host dialect the generated function has the signature
 //   extern "C" void symbol(void* const* buffers, long begin, long end)
 // and handles the iterations [begin, end) of [0, extent). Iterations are independent: any split
 // over threads gives the same bits. All of a phase ends before the next phase begins.
+//
+// In the CUDA dialect it is a __global__ function with one argument, the array of the buffers' addresses
+// (codegen/cuda/cuda_prelude.h); a launch of `blocks` blocks of `threads` threads does the whole loop.
 struct KernelPhase {
   std::string symbol;
   int64_t extent = 0;
-  int64_t work = 0;  // rough element operations of the whole phase, to decide on threading
+  int64_t work = 0;    // rough element operations of the whole phase, to decide on threading
+  int64_t blocks = 0;  // of a CUDA kernel; 0 in the host dialect
+  int64_t threads = 0;
 
+  KernelPhase() = default;
+  KernelPhase(std::string symbol, int64_t extent, int64_t work)
+      : symbol(std::move(symbol)), extent(extent), work(work) {}
   bool operator==(const KernelPhase&) const = default;
 };
 
@@ -27,6 +36,7 @@ struct Kernel {
   std::string name;    // readable, after the ops it fuses: rms_norm__residual_add
   std::string source;  // C++ in the host dialect, or CUDA C++
   std::vector<KernelPhase> phases;
+  int64_t buffers = 0;  // how many it takes
 
   bool operator==(const Kernel&) const = default;
 };

@@ -1,6 +1,7 @@
 // The plan for people and as protobuf.
 #include <google/protobuf/text_format.h>
 
+#include "codegen/outliving_collectives.h"
 #include "codegen/plan.h"
 #include "codegen/plan.pb.h"
 #include "codegen/planned_traffic.h"
@@ -37,11 +38,14 @@ proto::Plan to_proto(const Plan& plan) {
     proto::Kernel* to = out.add_kernels();
     to->set_name(kernel.name);
     to->set_source(kernel.source);
+    to->set_buffers(kernel.buffers);
     for (const KernelPhase& phase : kernel.phases) {
       proto::KernelPhase* added = to->add_phases();
       added->set_symbol(phase.symbol);
       added->set_extent(phase.extent);
       added->set_work(phase.work);
+      added->set_blocks(phase.blocks);
+      added->set_threads(phase.threads);
     }
   }
   for (const MatmulCall& call : plan.matmuls) {
@@ -125,7 +129,9 @@ std::string print_plan(const Plan& plan) {
   std::ostringstream out;
   out << "# plan of " << plan.module.name << ": " << plan.kernels.size() << " distinct kernels, "
       << plan.matmuls.size() << " distinct matrix products\n";
-  for (const GraphPlan& graph : plan.graphs) {
+  const OutlivingCollectives outliving(plan);
+  for (size_t g = 0; g < plan.graphs.size(); ++g) {
+    const GraphPlan& graph = plan.graphs[g];
     out << "\n# graph " << graph.name << ": " << graph.steps.size() << " launches, arena "
         << graph.arena_bytes << " bytes\n";
     for (const PlanPort& port : graph.inputs)
@@ -142,6 +148,7 @@ std::string print_plan(const Plan& plan) {
         out << (b == 0 ? "" : ", ") << spelled(plan, step.buffers[b]);
       out << ")";
       for (size_t w = 0; w < step.waits.size(); ++w) out << (w == 0 ? " after " : ", ") << step.waits[w];
+      if (outliving.number(g, i)) out << ", may run on after the graph's end";
       out << (step.scope.empty() ? "" : "  in " + step.scope) << "\n";
     }
     for (const PlanPort& port : graph.outputs)

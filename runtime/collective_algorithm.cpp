@@ -35,6 +35,7 @@ CollectiveAlgorithm::CollectiveAlgorithm(CollectiveCall call, const Mesh& mesh, 
 void CollectiveAlgorithm::run(Exchange& exchange, void* const* buffers) const {
   if (call_.kind == CollectiveCall::kAllGather) return all_gather(exchange, buffers);
   if (call_.kind == CollectiveCall::kAllToAll) return all_to_all(exchange, buffers);
+  if (call_.kind == CollectiveCall::kBroadcast) return broadcast(exchange, buffers);
   const size_t count = call_.segments.size();
   for (size_t s = 0; s < count; ++s) {
     const int64_t elements = call_.segments[s].elements;
@@ -86,6 +87,24 @@ void CollectiveAlgorithm::all_to_all(Exchange& exchange, void* const* buffers) c
       exchange.receive(member(own_ - step), out + wrapped(own_ - step) * bytes, bytes);
     }
     if (step > 0) exchange.run();
+  }
+}
+
+// Along the chain of members, chunk by chunk: while a member passes one on, it receives the next.
+void CollectiveAlgorithm::broadcast(Exchange& exchange, void* const* buffers) const {
+  constexpr int64_t kChunkBytes = kMostChunkElements * kFloatBytes;
+  for (size_t s = 0; s < call_.segments.size(); ++s) {
+    const int64_t bytes = call_.segments[s].elements * size_of(call_.segments[s].dtype);
+    auto* out = static_cast<std::byte*>(buffers[call_.segments.size() + s]);
+    if (own_ == 0) copy(out, buffers[s], bytes);
+    const auto length = [&](int64_t begin) { return std::clamp(bytes - begin, int64_t{0}, kChunkBytes); };
+    // What member 0 has from the beginning the others receive a turn before they send it.
+    for (int64_t begin = own_ == 0 ? 0 : -kChunkBytes; begin < bytes; begin += kChunkBytes) {
+      const int64_t next = begin + kChunkBytes;
+      if (begin >= 0 && own_ + 1 < ranks_) exchange.send(member(own_ + 1), out + begin, length(begin));
+      if (own_ > 0) exchange.receive(member(own_ - 1), out + next, length(next));
+      exchange.run();
+    }
   }
 }
 

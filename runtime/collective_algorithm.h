@@ -1,7 +1,7 @@
 // The algorithms of a collective, for one rank: which messages it exchanges with whom, and what it adds up.
 //
 // all_gather and reduce_scatter go round a ring of the group, so that with the ranks of a node next to each
-// other every piece crosses a link between nodes once; all_to_all goes pairwise.
+// other every piece crosses a link between nodes once; broadcast goes along it; all_to_all goes pairwise.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +29,7 @@ class CollectiveAlgorithm {
 
   void all_gather(Exchange& exchange, void* const* buffers) const;
   void all_to_all(Exchange& exchange, void* const* buffers) const;
+  void broadcast(Exchange& exchange, void* const* buffers) const;
   void ring_gather(Exchange& exchange, const std::vector<Output>& outputs) const;
   void reduce_scatter(Exchange& exchange, const float* in, float* out, int64_t piece) const;
   void all_reduce_ring(Exchange& exchange, const float* in, float* out, int64_t elements) const;

@@ -6,7 +6,7 @@
 
 #include "graph/passes/memory.h"
 #include "graph/planned_memory.h"
-#include "runtime/outliving_collectives.h"
+#include "codegen/outliving_collectives.h"
 #include "runtime/steady_clock.h"
 
 namespace kumi {

@@ -1,5 +1,5 @@
 // Gathers of new weights run on beside the next graph, and whatever touches their memory waits for them.
-#include "runtime/outliving_collectives.h"
+#include "codegen/outliving_collectives.h"
 
 #include <gtest/gtest.h>
 
@@ -49,6 +49,10 @@ TEST_P(Outliving, AreTheGathersOfReplicas) {
     }
   EXPECT_EQ(outliving.count(), gathers);
   EXPECT_GT(gathers, 0);
+  size_t printed = 0;
+  const std::string text = print_plan(plan), words = "may run on after the graph's end";
+  for (size_t at = text.find(words); at != std::string::npos; at = text.find(words, at + 1)) ++printed;
+  EXPECT_EQ(printed, gathers);
 }
 
 TEST_P(Outliving, AreWaitedForByTheFirstWhichTouchesWhatTheyUse) {

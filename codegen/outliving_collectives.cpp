@@ -1,4 +1,4 @@
-#include "runtime/outliving_collectives.h"
+#include "codegen/outliving_collectives.h"
 
 #include <algorithm>
 #include <unordered_map>

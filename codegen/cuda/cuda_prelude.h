@@ -1,0 +1,238 @@
+// The text in front of every kernel of the CUDA dialect: the functions that generated code calls.
+//
+// It needs no headers, only what CUDA C++ has built in, so that NVRTC compiles it in milliseconds and the
+// emulation (codegen/cuda/emulation_prelude.h) can supply the same for the host. A kernel has the signature
+//
+//   KUMI_KERNEL(symbol, buffer count, threads of a block) { float* x = (float*)buffers.data[0]; ... }
+//
+// and takes one argument, the addresses of its buffers. Threads work in teams: `threads` next to each other,
+// a power of 2 up to 32 or the whole block, that share an iteration of the phase's loop.
+#pragma once
+
+namespace kumi {
+
+inline constexpr char kCudaPrelude[] = R"prelude(
+#define KUMI_INLINE static __device__ __forceinline__
+
+template <int kCount>
+struct kumi_buffers {
+  void* data[kCount];
+};
+#ifndef KUMI_KERNEL
+#define KUMI_KERNEL(symbol, count, threads)                    \
+  extern "C" __global__ void __launch_bounds__(threads) symbol( \
+      const __grid_constant__ kumi_buffers<count> buffers)
+#endif
+
+// ---- Element types. Arithmetic is in f32.
+
+struct kumi_bf16 {
+  unsigned short bits;
+};
+KUMI_INLINE float kumi_from_bf16(kumi_bf16 x) { return __uint_as_float((unsigned)x.bits << 16); }
+KUMI_INLINE kumi_bf16 kumi_to_bf16(float x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  kumi_bf16 y;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+  return y;
+#else
+  unsigned bits = __float_as_uint(x);
+  unsigned rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  return {(unsigned short)(x != x ? bits >> 16 | 0x40u : rounded)};
+#endif
+}
+#ifdef __CUDA_ARCH__
+struct kumi_f16 {
+  unsigned short bits;
+  kumi_f16() = default;
+  __device__ __forceinline__ explicit kumi_f16(float x) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x)); }
+  __device__ __forceinline__ explicit operator float() const {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+    return x;
+  }
+};
+#else
+typedef _Float16 kumi_f16;
+#endif
+// Two bf16 in 32 bits, the first in the lower half.
+KUMI_INLINE int kumi_bf16_pair(float first, float second) {
+  unsigned low = kumi_to_bf16(first).bits, high = kumi_to_bf16(second).bits;
+  return (int)(low | high << 16);
+}
+KUMI_INLINE int kumi_exact_bf16_pair(float first, float second) {
+  return (int)(__float_as_uint(first) >> 16 | (__float_as_uint(second) & 0xffff0000u));
+}
+KUMI_INLINE float kumi_round_to_bf16(float x) { return kumi_from_bf16(kumi_to_bf16(x)); }
+KUMI_INLINE float kumi_round_to_f16(float x) { return (float)(kumi_f16)x; }
+
+// ---- Functions of an element; NaN wins in maximum and minimum.
+
+KUMI_INLINE float kumi_max(float a, float b) { return a > b || a != a ? a : b; }
+KUMI_INLINE float kumi_min(float a, float b) { return a < b || a != a ? a : b; }
+KUMI_INLINE float kumi_abs(float x) { return fabsf(x); }
+KUMI_INLINE float kumi_floor(float x) { return floorf(x); }
+KUMI_INLINE float kumi_sqrt(float x) { return sqrtf(x); }
+KUMI_INLINE float kumi_rsqrt(float x) { return 1.0f / sqrtf(x); }
+KUMI_INLINE float kumi_exp(float x) { return expf(x); }
+KUMI_INLINE float kumi_exp2(float x) { return exp2f(x < -126.0f ? -126.0f : x); }
+KUMI_INLINE float kumi_log(float x) { return logf(x); }
+KUMI_INLINE float kumi_sin(float x) { return sinf(x); }
+KUMI_INLINE float kumi_cos(float x) { return cosf(x); }
+KUMI_INLINE float kumi_tanh(float x) { return tanhf(x); }
+KUMI_INLINE float kumi_pow(float x, float y) { return powf(x, y); }
+// The exponential's argument is never positive, so it cannot overflow.
+KUMI_INLINE float kumi_sigmoid(float x) {
+  float e = expf(-fabsf(x));
+  float d = 1.0f / (1.0f + e);
+  return x >= 0.0f ? d : e * d;
+}
+KUMI_INLINE double kumi_max_f64(double a, double b) { return a > b || a != a ? a : b; }
+KUMI_INLINE double kumi_min_f64(double a, double b) { return a < b || a != a ? a : b; }
+KUMI_INLINE double kumi_abs_f64(double x) { return fabs(x); }
+KUMI_INLINE double kumi_floor_f64(double x) { return floor(x); }
+KUMI_INLINE double kumi_sqrt_f64(double x) { return sqrt(x); }
+KUMI_INLINE double kumi_rsqrt_f64(double x) { return 1.0 / sqrt(x); }
+KUMI_INLINE double kumi_exp_f64(double x) { return exp(x); }
+KUMI_INLINE double kumi_log_f64(double x) { return log(x); }
+KUMI_INLINE double kumi_sin_f64(double x) { return sin(x); }
+KUMI_INLINE double kumi_cos_f64(double x) { return cos(x); }
+KUMI_INLINE double kumi_tanh_f64(double x) { return tanh(x); }
+KUMI_INLINE double kumi_pow_f64(double x, double y) { return pow(x, y); }
+KUMI_INLINE double kumi_sigmoid_f64(double x) {
+  double e = exp(-fabs(x));
+  double d = 1.0 / (1.0 + e);
+  return x >= 0.0 ? d : e * d;
+}
+
+// ---- Vectors of elements next to each other: one access to memory of up to 16 bytes.
+
+template <int kBytes>
+struct kumi_chunk_of;
+template <>
+struct kumi_chunk_of<1> {
+  typedef unsigned char type;
+};
+template <>
+struct kumi_chunk_of<2> {
+  typedef unsigned short type;
+};
+template <>
+struct kumi_chunk_of<4> {
+  typedef unsigned type;
+};
+template <>
+struct kumi_chunk_of<8> {
+  typedef uint2 type;
+};
+template <>
+struct kumi_chunk_of<16> {
+  typedef uint4 type;
+};
+template <typename T, int kCount>
+struct alignas(sizeof(T) * kCount > 16 ? 16 : sizeof(T) * kCount) kumi_vector {
+  T data[kCount];
+};
+// `p` is aligned to the vector, or to 16 bytes if it is longer.
+template <int kCount, typename T>
+KUMI_INLINE kumi_vector<T, kCount> kumi_load_vector(const T* p) {
+  constexpr int kBytes = sizeof(T) * kCount > 16 ? 16 : sizeof(T) * kCount;
+  typedef typename kumi_chunk_of<kBytes>::type chunk;
+  kumi_vector<T, kCount> result;
+#pragma unroll
+  for (int i = 0; i < (int)sizeof(T) * kCount / kBytes; ++i) ((chunk*)&result)[i] = ((const chunk*)p)[i];
+  return result;
+}
+template <int kCount, typename T>
+KUMI_INLINE void kumi_store_vector(T* p, const kumi_vector<T, kCount>& value) {
+  constexpr int kBytes = sizeof(T) * kCount > 16 ? 16 : sizeof(T) * kCount;
+  typedef typename kumi_chunk_of<kBytes>::type chunk;
+#pragma unroll
+  for (int i = 0; i < (int)sizeof(T) * kCount / kBytes; ++i) ((chunk*)p)[i] = ((const chunk*)&value)[i];
+}
+
+// ---- Reductions over a team: the same bits for all its threads, in an order that the team's size decides.
+
+struct kumi_sum {
+  template <typename T>
+  static __device__ __forceinline__ T combine(T a, T b) {
+    return a + b;
+  }
+};
+// Of floating-point numbers NaN wins.
+struct kumi_maximum {
+  template <typename T>
+  static __device__ __forceinline__ T combine(T a, T b) {
+    return a > b || a != a ? a : b;
+  }
+};
+template <typename T>
+KUMI_INLINE T kumi_max_reduce(T a, T b) {
+  return a > b || a != a ? a : b;
+}
+template <int kThreads>
+KUMI_INLINE unsigned kumi_team_mask() {
+  return kThreads >= 32 ? 0xffffffffu : ((1u << (kThreads & 31)) - 1u) << (threadIdx.x % 32 / kThreads * kThreads);
+}
+template <typename Operation, int kThreads, typename T>
+KUMI_INLINE T kumi_team_reduce(T value) {
+  constexpr int kLanes = kThreads < 32 ? kThreads : 32;
+#pragma unroll
+  for (int offset = kLanes / 2; offset > 0; offset /= 2)
+    value = Operation::combine(value, __shfl_xor_sync(kumi_team_mask<kLanes>(), value, offset));
+  if constexpr (kThreads > 32) {
+    constexpr int kWarps = kThreads / 32;
+    __shared__ T partial[kWarps];
+    __syncthreads();  // the values of the last reduction have been read
+    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
+    __syncthreads();
+    value = partial[threadIdx.x % kWarps];
+#pragma unroll
+    for (int offset = kWarps / 2; offset > 0; offset /= 2)
+      value = Operation::combine(value, __shfl_xor_sync(0xffffffffu, value, offset));
+  }
+  return value;
+}
+// What the threads of a team have written is there for all of them.
+template <int kThreads>
+KUMI_INLINE void kumi_team_barrier() {
+  if constexpr (kThreads > 32)
+    __syncthreads();
+  else if constexpr (kThreads > 1)
+    __syncwarp(kumi_team_mask<kThreads>());
+}
+
+// ---- Codes of 4 bits, two a byte, the earlier in the lower half (codegen/kernel_ir.h).
+
+KUMI_INLINE float kumi_load(const float* x) { return *x; }
+KUMI_INLINE float kumi_load(const kumi_bf16* x) { return kumi_from_bf16(*x); }
+KUMI_INLINE void kumi_store(float* y, float value) { *y = value; }
+KUMI_INLINE void kumi_store(kumi_bf16* y, float value) { *y = kumi_to_bf16(value); }
+KUMI_INLINE int kumi_search_1(float value, const float* boundaries) {
+  int code = 0;
+#pragma unroll
+  for (int step = 8; step > 0; step /= 2) code += value > boundaries[code + step - 1] ? step : 0;
+  return code;
+}
+// By the threads of a team, of which this one is `lane` of `lanes`.
+template <typename T>
+KUMI_INLINE void kumi_search(unsigned char* codes, const T* x, long count, float divisor, const float* boundaries,
+                             int lane, int lanes) {
+  for (long i = lane; 2 * i < count; i += lanes) {
+    int low = kumi_search_1(kumi_load(x + 2 * i) / divisor, boundaries);
+    int high = kumi_search_1(2 * i + 1 < count ? kumi_load(x + 2 * i + 1) / divisor : 0.0f, boundaries);
+    codes[i] = (unsigned char)(low | high << 4);
+  }
+}
+template <typename T>
+KUMI_INLINE void kumi_look_up(T* y, const unsigned char* codes, long count, float scale, const float* table, int lane,
+                              int lanes) {
+  for (long i = lane; 2 * i < count; i += lanes) {
+    int both = codes[i];
+    kumi_store(y + 2 * i, table[both & 15] * scale);
+    if (2 * i + 1 < count) kumi_store(y + 2 * i + 1, table[both >> 4] * scale);
+  }
+}
+)prelude";
+
+}  // namespace kumi
