@@ -1,5 +1,5 @@
 // Ranks as processes of an MPI job: the golden run under mpirun, a mesh that is refused, a trace of all
-// ranks.
+// ranks, ranks that fail, launchers that MPI does not understand.
 #include <gtest/gtest.h>
 
 #include <signal.h>
@@ -177,6 +177,45 @@ TEST_F(MpiFaults, ARankWithAnotherRecipeIsNamed) {
   EXPECT_NE(result.err.find("rank 2 has another recipe than rank 0"), std::string::npos)
       << result.description();
   expect_all_have_ended();
+}
+
+// Each process of a job would train by itself, and all would write into the same files.
+class Launcher : public ::testing::Test {
+ protected:
+  // `kumi train` as one process of a job, as its launcher says in the environment.
+  CommandResult train(const std::map<std::string, std::string>& environment,
+                      const std::vector<std::string>& more = {}) const {
+    std::vector<std::string> command = {"train", write_tiny_recipe(folder_).string(), "--set", "steps=2"};
+    command.insert(command.end(), more.begin(), more.end());
+    return run_kumi(command, {.environment = environment, .directory = folder_.path()});
+  }
+
+  void expect_refused(const CommandResult& result, const std::string& message) const {
+    EXPECT_EQ(result.status, 1) << result.description();
+    EXPECT_TRUE(result.err.starts_with("kumi: error: " + message)) << result.description();
+    EXPECT_FALSE(fs::exists(folder_ / "run"));
+  }
+
+ private:
+  TemporaryFolder folder_;
+};
+
+TEST_F(Launcher, OfAnotherMpiIsRefused) {
+  if (!has_mpi()) GTEST_SKIP() << "Kumi was built without MPI";
+  expect_refused(train({{"PMI_RANK", "0"}, {"PMI_SIZE", "4"}}),
+                 "the launcher has started 4 processes, and MPI knows of 1\n");
+}
+
+TEST_F(Launcher, WithoutMpiIsRefused) {
+  const std::map<std::string, std::string> step = {{"SLURM_NTASKS", "4"}, {"SLURM_STEP_NUM_TASKS", "4"}};
+  expect_refused(train(step), "the launcher has started 4 processes, and has told none of the others\n");
+  const CommandResult result = train(step, {"--ranks", "1"});
+  EXPECT_EQ(result.status, 0) << result.description();
+}
+
+TEST_F(Launcher, OfABatchScriptStartsOneProcess) {
+  const CommandResult result = train({{"SLURM_NTASKS", "4"}, {"SLURM_PROCID", "0"}});
+  EXPECT_EQ(result.status, 0) << result.description();
 }
 
 }  // namespace
