@@ -8,5 +8,5 @@
 set -euo pipefail
 recipe=$1
 shift
-exec srun --mpi=pmix --kill-on-bad-exit=1 kumi train "$recipe" --resume \
+exec srun --mpi=pmix kumi train "$recipe" --resume \
   --set sharding=zero3_local --set quantize.weights=nf4 --set precision=BF16 "$@"
