@@ -1,6 +1,5 @@
 #include "frontend/launch.h"
 
-#include <cstdlib>
 #include <exception>
 #include <mutex>
 #include <thread>
@@ -8,6 +7,7 @@
 
 #include "frontend/stop_signals.h"
 #include "graph/error.h"
+#include "runtime/launcher.h"
 #include "runtime/local_transport.h"
 #include "runtime/open_communicator.h"
 
@@ -85,10 +85,16 @@ int run_on_threads(const RanksRequest& request, const std::function<int(const Ra
   return status;
 }
 
-// Open MPI's mpirun sends SIGTERM when a rank has died, and SIGKILL a moment later: there is no time to come
-// to the end of a step. Other launchers pass on what they get, and wait.
-bool kills_after_signal() {
-  return getenv("OMPI_COMM_WORLD_SIZE") != nullptr;
+// This process as the only rank.
+int run_alone(const RanksRequest& request, const std::function<int(const Rank&)>& work) {
+  if (const int64_t launched = launched_processes(); launched > 1)
+    throw Error(concat("the launcher has started ", launched, " processes, and has told none of the others"))
+        .expected("a launcher that speaks to MPI")
+        .hint(
+            "under Slurm that is srun --mpi=pmix for Open MPI and srun --mpi=pmi2 for MPICH; with --ranks 1 "
+            "each process trains by itself");
+  if (request.nodes.value_or(1) * request.local.value_or(1) != 1) throw unfilled(1, request);
+  return work(Rank());
 }
 
 }  // namespace
@@ -119,13 +125,11 @@ std::vector<std::string> Rank::gather_text(const std::string& text) const {
 
 int run_on_ranks(const RanksRequest& request, const std::function<int(const Rank&)>& work) {
   if (request.threads) return run_on_threads(request, work);
-  if (!is_launched_by_mpi()) {
-    if (request.nodes.value_or(1) * request.local.value_or(1) != 1) throw unfilled(1, request);
-    return work(Rank());
-  }
+  if (!is_launched_by_mpi()) return run_alone(request, work);
   CommunicatorOptions options;
   options.timeout_seconds = request.timeout_seconds;
-  if (kills_after_signal()) options.is_told_to_end = StopSignals::terminated;
+  // There is no time to come to the end of a step.
+  if (launcher_kills_after_signal()) options.is_told_to_end = StopSignals::terminated;
   std::unique_ptr<Communicator> communicator = open_communicator(request.local, options);
   if (request.nodes && *request.nodes != communicator->mesh().nodes)
     throw unfilled(communicator->mesh().ranks(), request);

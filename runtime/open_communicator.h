@@ -8,15 +8,12 @@
 
 namespace kumi {
 
-// Has a launcher of MPI (mpirun, srun) started this process as one of a job? Found without MPI, from what
-// launchers leave in the environment.
-bool is_launched_by_mpi();
-
 // This process' rank of the job. `local`: ranks a node, instead of those that share a machine. The plugin
 // libkumi_mpi.so exports
 //   extern "C" kumi::Communicator* kumi_open_communicator(int64_t local /* 0: as launched */,
 //                                                         const kumi::CommunicatorOptions&);
-// Throws Error if there is none, or if the ranks of a node do not follow each other or differ in number.
+// Throws Error if there is none, if the launcher has started more processes than its MPI knows of, or if the
+// ranks of a node do not follow each other or differ in number.
 std::unique_ptr<Communicator> open_communicator(std::optional<int64_t> local,
                                                 const CommunicatorOptions& options);
 

@@ -3,7 +3,6 @@
 #SBATCH --nodes=60
 #SBATCH --ntasks-per-node=8
 #SBATCH --distribution=block
-#SBATCH --kill-on-bad-exit=1
 #SBATCH --signal=TERM@120
 # SIGTERM two minutes before the end: all ranks save after the same step, and the next job goes on with --resume.
 set -euo pipefail

@@ -11,6 +11,7 @@
 
 #include "graph/error.h"
 #include "runtime/exchange_communicator.h"
+#include "runtime/launcher.h"
 #include "runtime/open_communicator.h"
 
 namespace kumi {
@@ -200,7 +201,30 @@ class MpiTransport : public Transport {
   std::list<OutgoingNote> outgoing_;
 };
 
+// "Open MPI v4.1.4", "MPICH Version: 4.0.2": the line up to what it was built with and when.
+std::string mpi_name() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING] = "";
+  int length = 0;
+  MPI_Get_library_version(text, &length);
+  std::string name = text;
+  name.resize(std::min(name.find_first_of(",\n"), name.size()));
+  std::replace(name.begin(), name.end(), '\t', ' ');
+  return name;
+}
+
+// An MPI that does not understand its launcher makes a job of its own of every process.
+void check_launcher(int64_t ranks) {
+  const int64_t launched = launched_processes();
+  if (launched <= ranks) return;
+  throw Error(concat("the launcher has started ", launched, " processes, and MPI knows of ", ranks))
+      .expected(concat("a launcher for the MPI that libkumi_mpi.so is built with: ", mpi_name()))
+      .hint(
+          "start them with that MPI's own mpirun, or with srun --mpi=pmix for Open MPI and srun --mpi=pmi2 "
+          "for MPICH");
+}
+
 Mesh mesh_of(const MpiTransport& transport, int64_t local) {
+  check_launcher(transport.ranks());
   if (local == 0) local = transport.launched_local();
   if (transport.ranks() % local != 0)
     throw Error(concat("mesh.local is ", local, ", and there are ", transport.ranks(), " ranks"))

@@ -7,29 +7,28 @@ namespace {
 
 namespace fs = std::filesystem;
 
-fs::path mpirun() {
-  for (const char* path : {"/usr/bin/mpirun", "/usr/local/bin/mpirun"})
-    if (fs::exists(path)) return path;
-  return {};
-}
+// That of the MPI that Kumi has been built with, by CMake.
+const fs::path kMpirun = KUMI_MPIRUN;
 
 }  // namespace
 
 bool has_mpi() {
-  return !mpirun().empty() && fs::exists(fs::path(KUMI_BINARY_DIR) / "libkumi_mpi.so");
+  return fs::exists(kMpirun) && fs::exists(fs::path(KUMI_BINARY_DIR) / "libkumi_mpi.so");
 }
 
 CommandOptions mpi_options() {
   CommandOptions options;
-  // Containers run tests as root; some forbid processes to look into each other's memory.
+  // Of Open MPI, which by itself starts no more ranks than there are cores. Containers run tests as root;
+  // some forbid processes to look into each other's memory.
   options.environment = {{"OMPI_ALLOW_RUN_AS_ROOT", "1"},
                          {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"},
+                         {"OMPI_MCA_rmaps_base_oversubscribe", "1"},
                          {"OMPI_MCA_btl_vader_single_copy_mechanism", "none"}};
   return options;
 }
 
 std::vector<std::string> mpirun_command(int64_t ranks, const std::vector<std::string>& command) {
-  std::vector<std::string> all = {mpirun().string(), "--oversubscribe", "-n", std::to_string(ranks)};
+  std::vector<std::string> all = {kMpirun.string(), "-n", std::to_string(ranks)};
   all.insert(all.end(), command.begin(), command.end());
   return all;
 }
@@ -37,7 +36,7 @@ std::vector<std::string> mpirun_command(int64_t ranks, const std::vector<std::st
 std::vector<std::string> mpirun_with_ids(int64_t ranks, const std::vector<std::string>& command,
                                          int64_t other, const std::string& more) {
   const std::string script =
-      "echo $$ > pid.$OMPI_COMM_WORLD_RANK; test $OMPI_COMM_WORLD_RANK = " + std::to_string(other) +
+      "rank=${OMPI_COMM_WORLD_RANK:-$PMI_RANK}; echo $$ > pid.$rank; test $rank = " + std::to_string(other) +
       " && set -- \"$@\" " + more + "; exec \"$@\"";
   std::vector<std::string> all = {"/bin/sh", "-c", script, "sh"};
   all.insert(all.end(), command.begin(), command.end());
