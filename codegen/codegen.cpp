@@ -1,6 +1,7 @@
 // The last step of planning: walks the units of each graph in order and makes one launch of each.
 #include <algorithm>
 #include <map>
+#include <numeric>
 #include <utility>
 
 #include "codegen/emitter.h"
@@ -10,6 +11,7 @@
 #include "codegen/plan.h"
 #include "graph/cost_model.h"
 #include "graph/parts.h"
+#include "graph/passes/memory.h"
 #include "graph/reorder.h"
 #include "graph/strides.h"
 #include "graph/uses.h"
@@ -19,7 +21,7 @@ namespace {
 
 class PlanMaker {
  public:
-  explicit PlanMaker(Module module) {
+  PlanMaker(Module module, const Dialect& dialect) : dialect_(dialect) {
     plan_.module = std::move(module);
     plan_.states = plan_.module.states;
     for (size_t i = 0; i < plan_.states.size(); ++i)
@@ -180,10 +182,10 @@ class PlanMaker {
           add_buffer(graph, node.operands[i], &step);
       for (ValueId result : node.results) add_buffer(graph, result, &step);
     } else if (op.kernel) {
-      LoweredGroup lowered = lower_group(graph, uses, unit);
+      LoweredGroup lowered = lower_group(graph, uses, unit, dialect_);
       step.name = lowered.program.name;
-      step.kernel = add_kernel(lowered.program);
       for (ValueId value : lowered.buffers) add_buffer(graph, value, &step);
+      step.kernel = add_kernel(std::move(lowered.program), step.buffers);
     } else {
       throw Error("the op '" + node.op + "' has no lowering");
     }
@@ -331,20 +333,27 @@ class PlanMaker {
     step.name = program.name;
     step.node = static_cast<NodeId>(&node - graph.nodes.data());
     step.scope = node.scope;
-    step.kernel = add_kernel(program);
+    step.kernel = add_kernel(program, buffers);
     step.buffers = buffers;
     step.cost.bytes = static_cast<double>(byte_count(type)) * static_cast<double>(buffers.size());
     add_step(std::move(step), graph_plan);
   }
 
-  int32_t add_kernel(const KernelProgram& program) {
-    Kernel kernel = emit(program, host_dialect());
+  int32_t add_kernel(KernelProgram program, const std::vector<BufferSlot>& buffers) {
+    for (size_t i = 0; i < buffers.size(); ++i) program.buffers[i].alignment = alignment_of(buffers[i]);
+    Kernel kernel = emit(program, dialect_);
     // Extents are arguments of the generated code: equal sources may differ in them.
     std::string key = kernel.source;
     for (const KernelPhase& phase : kernel.phases) key += concat(phase.extent, ' ', phase.work, '\n');
     auto [found, is_new] = kernel_index_.emplace(key, static_cast<int32_t>(plan_.kernels.size()));
     if (is_new) plan_.kernels.push_back(std::move(kernel));
     return found->second;
+  }
+
+  // Bytes that divide the slot's address: arena and states begin at multiples of kBufferAlignment.
+  int64_t alignment_of(const BufferSlot& slot) const {
+    const int64_t begin = slot.state == kNone ? 0 : plan_.states[slot.state].offset.value_or(0);
+    return std::gcd(begin + slot.offset, kBufferAlignment);
   }
 
   template <typename T>
@@ -355,6 +364,7 @@ class PlanMaker {
     return static_cast<int32_t>(all->size() - 1);
   }
 
+  const Dialect& dialect_;
   Plan plan_;
   std::map<std::string, int32_t> state_index_;
   std::map<std::string, int32_t> kernel_index_;  // by source and extents
@@ -371,8 +381,8 @@ bool is_in_states(const Step& step) {
                      [](const BufferSlot& slot) { return slot.state != kNone; });
 }
 
-Plan make_plan(Module module) {
-  return PlanMaker(std::move(module)).make();
+Plan make_plan(Module module, const Dialect& dialect) {
+  return PlanMaker(std::move(module), dialect).make();
 }
 
 }  // namespace kumi

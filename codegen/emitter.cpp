@@ -6,6 +6,9 @@
 #include <limits>
 #include <map>
 
+#include "codegen/kernel_walk.h"
+#include "codegen/simt_lowering.h"
+#include "codegen/simt_schedule.h"
 #include "graph/error.h"
 
 namespace kumi {
@@ -13,7 +16,6 @@ namespace kumi {
 const Dialect& host_dialect() {
   static const Dialect dialect = {
       .name = "host C++",
-      .function_prefix = "extern \"C\" void ",
       // Iterations are independent: no checks at run time, which would see overlap in the rows of two parts.
       .vector_loop_pragma = "#pragma clang loop vectorize(assume_safety)",
       // Short inner loops are unrolled first; what then remains must not be vectorised across, with a
@@ -21,9 +23,30 @@ const Dialect& host_dialect() {
       .outer_loop_pragma = "#pragma clang loop vectorize(disable)",
       .reduction_block_begin = "#pragma clang fp reassociate(on)",
       .reduction_pragma = "#pragma clang loop vectorize(enable) interleave_count(4)",
+      .unrolled_loop_pragma = "#pragma clang loop unroll(full)",
       .restrict_keyword = "__restrict",
+      .array_alignment = "alignas(64) ",
   };
   return dialect;
+}
+
+const Dialect& cuda_dialect() {
+  static const Dialect dialect = {
+      .name = "CUDA C++",
+      .is_simt = true,
+      .vector_loop_pragma = "",
+      .outer_loop_pragma = "",
+      .reduction_block_begin = "",
+      .reduction_pragma = "",
+      .unrolled_loop_pragma = "#pragma unroll",
+      .restrict_keyword = "__restrict__",
+      .array_alignment = "",
+  };
+  return dialect;
+}
+
+const Dialect& dialect_of(std::string_view device) {
+  return device.starts_with("cuda") ? cuda_dialect() : host_dialect();
 }
 
 namespace {
@@ -38,7 +61,7 @@ const char* c_type(DType dtype) {
     case DType::BF16:
       return "kumi_bf16";
     case DType::F16:
-      return "_Float16";
+      return "kumi_f16";
     case DType::I32:
       return "int";
     case DType::I64:
@@ -75,7 +98,11 @@ class Printer {
     for (size_t i = 0; i < program_.phases.size(); ++i) {
       std::string symbol = program_.name + "_phase" + std::to_string(i);
       print_phase(program_.phases[i], symbol);
-      kernel.phases.emplace_back(symbol, program_.phases[i].extent, program_.phases[i].work);
+      const Phase& phase = program_.phases[i];
+      KernelPhase& added = kernel.phases.emplace_back(symbol, phase.extent, phase.work);
+      if (!dialect_.is_simt) continue;
+      added.blocks = phase.schedule.blocks;
+      added.threads = phase.schedule.threads;
     }
     kernel.buffers = static_cast<int64_t>(program_.buffers.size());
     kernel.source = std::move(out_);
@@ -83,37 +110,73 @@ class Printer {
   }
 
  private:
-  void line(const std::string& text) { out_ += std::string(2 * depth_, ' ') + text + "\n"; }
+  void line(const std::string& text) {
+    if (!text.empty()) out_ += std::string(2 * depth_, ' ') + text;
+    out_ += "\n";
+  }
+  void pragma(const std::string& text) {
+    if (!text.empty()) line(text);
+  }
 
   void print_phase(const Phase& phase, const std::string& symbol) {
     line("");
-    line(dialect_.function_prefix + symbol + "(void* const* buffers, long begin, long end) {");
+    if (dialect_.is_simt)
+      begin_simt(phase, symbol);
+    else
+      begin_loop(phase, symbol);
+    for (const Stmt& statement : phase.body) print(statement);
+    for (; depth_ > 0;) {
+      --depth_;
+      line("}");
+    }
+  }
+
+  void begin_loop(const Phase& phase, const std::string& symbol) {
+    line("extern \"C\" void " + symbol + "(void* const* buffers, long begin, long end) {");
     ++depth_;
+    declare_buffers(phase, "buffers");
+    print_loop_pragma(phase.loop, phase.body);
+    line("for (long " + phase.variable + " = begin; " + phase.variable + " < end; ++" + phase.variable +
+         ") {");
+    ++depth_;
+  }
+
+  // The thread finds its iteration, or the first element of its vector.
+  void begin_simt(const Phase& phase, const std::string& symbol) {
+    const SimtSchedule& schedule = schedule_ = phase.schedule;
+    line("// " + to_string(schedule));
+    line(concat("KUMI_KERNEL(", symbol, ", ", program_.buffers.size(), ", ", schedule.threads, ") {"));
+    ++depth_;
+    declare_buffers(phase, "buffers.data");
+    const std::string thread = concat("((long)blockIdx.x * ", schedule.threads, " + threadIdx.x)");
+    if (schedule.team > 1) line(concat("const long ", kLaneName, " = threadIdx.x % ", schedule.team, ";"));
+    const int64_t step = phase.loop == LoopKind::kVector ? schedule.vector : 1;
+    line(concat("const long ", phase.variable, " = ", thread,
+                schedule.team > 1 ? concat(" / ", schedule.team) : "", step > 1 ? concat(" * ", step) : "",
+                ";"));
+    if (schedule.blocks * schedule.threads / schedule.team * step != phase.extent)
+      line(concat("if (", phase.variable, " >= ", phase.extent, ") return;"));
+  }
+
+  void declare_buffers(const Phase& phase, const std::string& array) {
     std::map<std::string, bool> used;
     for (const Stmt& statement : phase.body) mark_used(statement, &used);
     for (size_t i = 0; i < program_.buffers.size(); ++i) {
       const BufferParameter& buffer = program_.buffers[i];
       if (!used[buffer.name]) continue;
       std::string type = std::string(buffer.written ? "" : "const ") + c_type(buffer.dtype) + "*";
-      line(type + " " + dialect_.restrict_keyword + " " + buffer.name + " = (" + type + ")buffers[" +
+      line(type + " " + dialect_.restrict_keyword + " " + buffer.name + " = (" + type + ")" + array + "[" +
            std::to_string(i) + "];" + (buffer.comment.empty() ? "" : "  // " + buffer.comment));
     }
-    print_loop_pragma(phase.loop, phase.body);
-    line("for (long " + phase.variable + " = begin; " + phase.variable + " < end; ++" + phase.variable +
-         ") {");
-    ++depth_;
-    for (const Stmt& statement : phase.body) print(statement);
-    --depth_;
-    line("}");
-    --depth_;
-    line("}");
   }
 
   void print_loop_pragma(LoopKind loop, const std::vector<Stmt>& body) {
     if (loop == LoopKind::kVector)
-      line(dialect_.vector_loop_pragma);
+      pragma(dialect_.vector_loop_pragma);
+    else if (loop == LoopKind::kUnrolled)
+      pragma(dialect_.unrolled_loop_pragma);
     else if (has_vector_loop(body))
-      line(dialect_.outer_loop_pragma);
+      pragma(dialect_.outer_loop_pragma);
   }
 
   static bool has_vector_loop(const std::vector<Stmt>& body) {
@@ -129,8 +192,9 @@ class Printer {
   }
 
   static void mark_used(const Stmt& s, std::map<std::string, bool>* used) {
-    if (s.kind == Stmt::kStore) (*used)[s.name] = true;
-    for (const Expr* e : {&s.begin, &s.end, &s.index, &s.value}) mark_used(*e, used);
+    if (s.kind == Stmt::kStore || s.kind == Stmt::kStoreVector) (*used)[s.name] = true;
+    if (s.kind == Stmt::kLoadVector) (*used)[s.source] = true;
+    for_each_expression(s, [&](const Expr& e) { mark_used(e, used); });
     if (s.tile)
       for (const TileOperand* operand : {&s.tile->a, &s.tile->b, &s.tile->c}) (*used)[operand->buffer] = true;
     if (s.lookup)
@@ -144,8 +208,8 @@ class Printer {
     switch (s.kind) {
       case Stmt::kFor:
         print_loop_pragma(s.loop, s.body);
-        line("for (long " + s.name + " = " + text(s.begin) + "; " + s.name + " < " + text(s.end) + "; ++" +
-             s.name + ") {");
+        line("for (long " + s.name + " = " + text(s.begin) + "; " + s.name + " < " + text(s.end) + "; " +
+             (s.step ? s.name + " += " + text(s.step) : "++" + s.name) + ") {");
         ++depth_;
         for (const Stmt& inner : s.body) print(inner);
         --depth_;
@@ -163,8 +227,7 @@ class Printer {
         break;
       case Stmt::kDeclareArray:
         element_types_[s.name] = s.dtype;
-        line("alignas(64) " + std::string(c_type(s.dtype)) + " " + s.name + "[" + std::to_string(s.size) +
-             "];");
+        print_array(s);
         break;
       case Stmt::kStore: {
         std::string value = text(s.value);
@@ -194,7 +257,44 @@ class Printer {
       case Stmt::kComment:
         line("// " + s.name);
         break;
+      case Stmt::kBarrier:
+        line(concat("kumi_team_barrier<", schedule_.team, ">();"));
+        break;
+      case Stmt::kDeclareVector:
+        element_types_[s.name + ".data"] = s.dtype;
+        line(concat("kumi_vector<", c_type(s.dtype), ", ", s.size, "> ", s.name, ";"));
+        break;
+      case Stmt::kLoadVector:
+        element_types_[s.name + ".data"] = s.dtype;
+        line(concat("const kumi_vector<", c_type(s.dtype), ", ", s.size, "> ", s.name, " = kumi_load_vector<",
+                    s.size, ">(", s.source, " + (", text(s.index), "));"));
+        break;
+      case Stmt::kStoreVector:
+        line(
+            concat("kumi_store_vector<", s.size, ">(", s.name, " + (", text(s.index), "), ", s.source, ");"));
+        break;
     }
+  }
+
+  void print_array(const Stmt& s) {
+    const std::string type = c_type(s.dtype);
+    if (s.space != ArraySpace::kShared) {
+      line(concat(s.space == ArraySpace::kThread ? dialect_.array_alignment : "", type, " ", s.name, "[",
+                  s.size, "];"));
+      return;
+    }
+    // One for each team of the block, a multiple of 16 bytes apart.
+    const int64_t teams = schedule_.threads / schedule_.team, unit = 16 / size_of(s.dtype);
+    const int64_t size = (s.size + unit - 1) / unit * unit;
+    line(concat("__shared__ alignas(16) ", type, " ", s.name, "_of_block[", teams * size, "];"));
+    line(concat(type, "* ", s.name, " = ", s.name, "_of_block + threadIdx.x / ", schedule_.team, " * ", size,
+                ";"));
+  }
+
+  // Arguments that say which part of the work is this thread's.
+  std::string share() const {
+    if (!dialect_.is_simt) return "";
+    return schedule_.team == 1 ? std::string(", 0, 1") : concat(", ", kLaneName, ", ", schedule_.team);
   }
 
   void print_tile_product(const TileProduct& p) {
@@ -220,23 +320,25 @@ class Printer {
   void print_code_lookup(const CodeLookup& lookup) {
     print_table("table", lookup.table);
     line("kumi_look_up(" + lookup.y + " + (" + text(lookup.y_begin) + "), " + lookup.codes + " + (" +
-         text(lookup.codes_begin) + "), " + text(lookup.count) + ", " + text(lookup.scale) + ", table);");
+         text(lookup.codes_begin) + "), " + text(lookup.count) + ", " + text(lookup.scale) + ", table" +
+         share() + ");");
   }
 
   void print_code_search(const CodeSearch& search) {
     print_table("boundaries", search.boundaries);
     line("kumi_search(" + search.codes + " + (" + text(search.codes_begin) + "), " + search.x + " + (" +
-         text(search.x_begin) + "), " + text(search.count) + ", " + text(search.divisor) + ", boundaries);");
+         text(search.x_begin) + "), " + text(search.count) + ", " + text(search.divisor) + ", boundaries" +
+         share() + ");");
   }
 
   void print_reduction(const Stmt& s) {
     bool sum = s.reduction == Reduction::kSum;
-    std::string initial = sum ? "0" : s.dtype == DType::F64 ? "-__builtin_inf()" : "-__builtin_inff()";
+    std::string initial = sum ? "0" : s.dtype == DType::F64 ? "-KUMI_INFINITY_F64" : "-KUMI_INFINITY";
     line(std::string(c_type(s.dtype)) + " " + s.name + " = " + initial + ";");
     line("{");
     ++depth_;
-    line(dialect_.reduction_block_begin);
-    line(dialect_.reduction_pragma);
+    pragma(dialect_.reduction_block_begin);
+    pragma(dialect_.reduction_pragma);
     line("for (long " + s.variable + " = " + text(s.begin) + "; " + s.variable + " < " + text(s.end) +
          "; ++" + s.variable + ") {");
     ++depth_;
@@ -253,9 +355,9 @@ class Printer {
 
   static std::string number(double value, DType dtype) {
     bool single = dtype != DType::F64;
-    if (std::isnan(value)) return single ? "__builtin_nanf(\"\")" : "__builtin_nan(\"\")";
+    if (std::isnan(value)) return single ? "KUMI_NAN" : "KUMI_NAN_F64";
     if (std::isinf(value))
-      return std::string(value < 0 ? "(-" : "(") + (single ? "__builtin_inff())" : "__builtin_inf())");
+      return std::string(value < 0 ? "(-" : "(") + (single ? "KUMI_INFINITY)" : "KUMI_INFINITY_F64)");
     char buffer[64];
     snprintf(buffer, sizeof buffer, single ? "%.9g" : "%.17g", value);
     std::string spelled = buffer;
@@ -317,6 +419,7 @@ class Printer {
   const KernelProgram& program_;
   const Dialect& dialect_;
   std::map<std::string, DType> element_types_;
+  SimtSchedule schedule_;  // of the phase being printed
   std::string out_;
   int depth_ = 0;
 };
@@ -324,7 +427,8 @@ class Printer {
 }  // namespace
 
 Kernel emit(const KernelProgram& program, const Dialect& dialect) {
-  return Printer(program, dialect).print();
+  if (!dialect.is_simt) return Printer(program, dialect).print();
+  return Printer(simt_lowered(program), dialect).print();
 }
 
 }  // namespace kumi

@@ -16,6 +16,9 @@ namespace {
 constexpr int64_t kLongestLocalRow = 16384;
 // Columns summed together by one iteration of a column kernel: two AVX2 vectors of f32.
 constexpr int64_t kColumnBlock = 16;
+// For the threads of a GPU: columns that a team sums together, and places of its grid.
+constexpr int64_t kGridColumns = 32;
+constexpr int64_t kGridPlaces = 2048;
 // Rows summed by a column kernel before the sum goes into that of all.
 constexpr int64_t kRowBlock = 128;
 
@@ -34,6 +37,7 @@ class NodeLowering : public KernelLowering {
   NodeLowering(GroupLowering& group, const Graph& graph, const Node& node)
       : KernelLowering(graph, node), group_(group) {}
 
+  bool is_simt() const override;
   void pointwise(PointwiseFunction function) override { pointwise_function = std::move(function); }
   Expr read(size_t operand, const Index& index) override;
   void indexing(ElementFunction function) override { indexing_function = std::move(function); }
@@ -64,8 +68,9 @@ class NodeLowering : public KernelLowering {
 
 class GroupLowering {
  public:
-  GroupLowering(const Graph& graph, const Uses& uses, const std::vector<NodeId>& nodes)
-      : graph_(graph), uses_(uses), nodes_(nodes), builder_(kernel_name()) {
+  GroupLowering(const Graph& graph, const Uses& uses, const std::vector<NodeId>& nodes,
+                const Dialect& dialect)
+      : graph_(graph), uses_(uses), nodes_(nodes), dialect_(dialect), builder_(kernel_name()) {
     for (NodeId n : nodes_) {
       lowerings_[n] = std::make_unique<NodeLowering>(*this, graph_, graph_.nodes[n]);
       for (ValueId result : graph_.nodes[n].results) inside_[result] = n;
@@ -112,6 +117,7 @@ class GroupLowering {
   // ---- services to NodeLowering
 
   KernelBuilder& builder() { return builder_; }
+  bool is_simt() const { return dialect_.is_simt; }
   int64_t columns() const { return space_->shape().empty() ? 1 : space_->shape().back(); }
 
   Buffer buffer(ValueId value, bool written) {
@@ -426,17 +432,22 @@ class GroupLowering {
 
   // Computes a row now, into its buffer or a local array, since later passes over the row need it.
   void store_row(ValueId value) {
-    bool is_local = !is_stored(value);
+    // Threads keep what they write; on a CPU it is still near.
+    const bool is_written = is_stored(value);
+    const bool is_local = !is_written || (dialect_.is_simt && columns() <= kLongestLocalRow);
     DType dtype = graph_.type(value).dtype;
-    Buffer target = is_local ? builder_.array("row", dtype, columns()) : buffer(value, true);
+    const Buffer target = is_written ? buffer(value, true) : Buffer();
+    const Buffer row = is_local ? builder_.array("row", dtype, columns()) : target;
     memo_.emplace_back();
     builder_.loop(0, columns(), LoopKind::kVector, [&](Expr column) {
       Index index = row_index_;
       index.push_back(column);
-      builder_.store(target, is_local ? column : address_of(value, index), element(value, index));
+      const Expr computed = element(value, index);
+      if (is_local) builder_.store(row, column, computed);
+      if (is_written) builder_.store(target, address_of(value, index), computed);
     });
     memo_.pop_back();
-    stored_[value] = {target, is_local};
+    stored_[value] = {row, is_local};
   }
 
   void lower_columns() {
@@ -454,8 +465,21 @@ class GroupLowering {
     op_of(root).kernel(lowering);
     auto finish = lowering.column_finish ? lowering.column_finish : [](Expr e) { return e; };
     Buffer out = buffer(root.results[0], true);
-    bool whole_blocks = kept % kColumnBlock == 0;
     DType dtype = graph_.type(root.results[0]).dtype == DType::F64 ? DType::F64 : DType::F32;
+    // What is added up at a row and a column.
+    auto element_at = [&](Expr row, Expr column) {
+      Index index = leading_index(row, merged_border);
+      // Nothing is left to index where everything is summed.
+      if (merged_border < space_->merged_rank())
+        for (Expr& e : space_->unflatten(column, merged_border, space_->merged_rank())) index.push_back(e);
+      Expr value = element(root.operands[0], index);
+      return lowering.column_element ? lowering.column_element(value) : value;
+    };
+    if (dialect_.is_simt) {
+      lower_column_grid(rows, kept, dtype, out, element_at, finish);
+      return;
+    }
+    bool whole_blocks = kept % kColumnBlock == 0;
     builder_.parallel((kept + kColumnBlock - 1) / kColumnBlock, work(), [&](Expr block) {
       Buffer sums = builder_.array("sums", dtype, kColumnBlock);
       Expr base = builder_.let("base", block * Expr(kColumnBlock));
@@ -469,17 +493,9 @@ class GroupLowering {
       };
       auto add_rows = [&](const Buffer& target, Expr begin, Expr end) {
         builder_.loop(begin, end, LoopKind::kSerial, [&](Expr row) {
-          Index leading = leading_index(row, merged_border);
           each_column([&](Expr j) {
             memo_.emplace_back();
-            Index index = leading;
-            // Nothing is left to index where everything is summed.
-            if (merged_border < space_->merged_rank())
-              for (Expr& e : space_->unflatten(base + j, merged_border, space_->merged_rank()))
-                index.push_back(e);
-            Expr value = element(root.operands[0], index);
-            builder_.store(target, j,
-                           target[j] + (lowering.column_element ? lowering.column_element(value) : value));
+            builder_.store(target, j, target[j] + element_at(row, base + j));
             memo_.pop_back();
           });
         });
@@ -503,6 +519,60 @@ class GroupLowering {
     });
   }
 
+  // A team sums a few columns: each place of a grid of columns and groups of rows adds up the rows of its
+  // group, then the groups are added up.
+  void lower_column_grid(int64_t rows, int64_t kept, DType dtype, const Buffer& out,
+                         const std::function<Expr(Expr, Expr)>& element_at,
+                         const std::function<Expr(Expr)>& finish) {
+    int64_t columns = kGridColumns;
+    while (columns > 1 && columns / 2 >= kept) columns /= 2;
+    int64_t groups = kGridPlaces / columns;
+    while (groups > 1 && groups / 2 >= rows) groups /= 2;
+    const int64_t places = columns * groups;
+    const bool is_whole = kept % columns == 0;
+    builder_.parallel((kept + columns - 1) / columns, work(), [&](Expr block) {
+      const Expr first = builder_.let("first_column", block * Expr(columns));
+      const Buffer sums = builder_.array("sums", dtype, places);
+      auto each = [&](int64_t count, const std::function<void(Expr)>& body) {
+        builder_.loop(0, count, LoopKind::kVector, body);
+      };
+      auto column_of = [&](Expr place) { return first + (columns == 1 ? Expr(0) : place % Expr(columns)); };
+      auto add = [&](Expr row_block, bool is_last) {
+        each(places, [&](Expr place) {
+          memo_.emplace_back();
+          const Expr row = row_block * Expr(groups) + (columns == 1 ? place : place / Expr(columns));
+          auto store = [&] { builder_.store(sums, place, sums[place] + element_at(row, column_of(place))); };
+          Expr condition;
+          if (is_last) condition = row < Expr(rows);
+          if (!is_whole)
+            condition =
+                condition ? condition && column_of(place) < Expr(kept) : column_of(place) < Expr(kept);
+          if (condition)
+            builder_.if_(condition, store);
+          else
+            store();
+          memo_.pop_back();
+        });
+      };
+      each(places, [&](Expr place) { builder_.store(sums, place, kumi::constant(dtype, 0)); });
+      builder_.loop(0, rows / groups, LoopKind::kSerial, [&](Expr row_block) { add(row_block, false); });
+      if (rows % groups != 0) add(rows / groups, true);
+      const Buffer all = builder_.array("all_sums", dtype, places);
+      each(places, [&](Expr place) { builder_.store(all, place, sums[place]); });
+      each(columns, [&](Expr column) {
+        Local total = builder_.local("total", dtype, kumi::constant(dtype, 0));
+        builder_.loop(0, groups, LoopKind::kSerial, [&](Expr group) {
+          builder_.assign(total, total.value() + all[group * Expr(columns) + column]);
+        });
+        auto store = [&] { builder_.store(out, first + column, finish(total.value())); };
+        if (is_whole)
+          store();
+        else
+          builder_.if_(first + column < Expr(kept), store);
+      });
+    });
+  }
+
   // The space of a column kernel covers the summed operand; its result is addressed by hand.
   void make_column_space(const std::vector<int64_t>& shape, int border) {
     std::vector<StridedShape> operands;
@@ -515,6 +585,7 @@ class GroupLowering {
   const Graph& graph_;
   const Uses& uses_;
   const std::vector<NodeId>& nodes_;
+  const Dialect& dialect_;
   KernelBuilder builder_;
   bool merge_ = true;
   std::unique_ptr<IterationSpace> space_;
@@ -531,6 +602,9 @@ class GroupLowering {
   bool elsewhere_ = false;               // an element of any row is being computed
 };
 
+bool NodeLowering::is_simt() const {
+  return group_.is_simt();
+}
 Expr NodeLowering::read(size_t operand, const Index& index) {
   return group_.element_elsewhere(node().operands[operand], index);
 }
@@ -567,8 +641,9 @@ Buffer NodeLowering::result_buffer(size_t result) {
 
 }  // namespace
 
-LoweredGroup lower_group(const Graph& graph, const Uses& uses, const std::vector<NodeId>& nodes) {
-  return GroupLowering(graph, uses, nodes).lower();
+LoweredGroup lower_group(const Graph& graph, const Uses& uses, const std::vector<NodeId>& nodes,
+                         const Dialect& dialect) {
+  return GroupLowering(graph, uses, nodes, dialect).lower();
 }
 
 }  // namespace kumi

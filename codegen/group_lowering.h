@@ -5,7 +5,8 @@
 // Four shapes of kernel, after what the group contains:
 //   flat    element-wise and indexing ops only: one loop over all elements
 //   row     with reductions over the last axis: parallel over rows, several passes over a row
-//   column  ending in a sum over leading axes: parallel over blocks of columns
+//   column  ending in a sum over leading axes: parallel over blocks of columns; for the threads of a GPU each
+//           block's rows are shared out as well
 //   opaque  a single op that writes its whole kernel
 #pragma once
 
@@ -23,6 +24,7 @@ struct LoweredGroup {
 };
 
 // `nodes` in topological order. Values with equal placements (updates in place) share a parameter.
-LoweredGroup lower_group(const Graph& graph, const Uses& uses, const std::vector<NodeId>& nodes);
+LoweredGroup lower_group(const Graph& graph, const Uses& uses, const std::vector<NodeId>& nodes,
+                         const Dialect& dialect);
 
 }  // namespace kumi

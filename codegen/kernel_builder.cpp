@@ -2,18 +2,11 @@
 
 #include <algorithm>
 
+#include "codegen/kernel_walk.h"
 #include "graph/error.h"
 
 namespace kumi {
 namespace {
-
-Expr variable(const std::string& name, DType dtype) {
-  ExprNode node;
-  node.kind = ExprNode::kVariable;
-  node.dtype = dtype;
-  node.name = name;
-  return Expr(std::make_shared<const ExprNode>(std::move(node)));
-}
 
 bool is_constant(const Expr& e) {
   return e.node().kind == ExprNode::kInteger || e.node().kind == ExprNode::kFloat;

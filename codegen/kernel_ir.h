@@ -98,8 +98,9 @@ Expr maximum(Expr a, Expr b);  // of floating-point numbers: NaN if either is
 Expr minimum(Expr a, Expr b);
 
 enum class LoopKind : uint8_t {
-  kSerial,  // in order
-  kVector,  // iterations independent; the compiler is asked to vectorise
+  kSerial,    // in order
+  kVector,    // iterations independent; the compiler is asked to vectorise
+  kUnrolled,  // in order, written out
 };
 
 enum class Reduction : uint8_t { kSum, kMax };
@@ -146,9 +147,12 @@ struct CodeSearch {
   std::vector<double> boundaries;  // at most 15, rising
 };
 
+// Whose a local array is: of one thread, kept in its registers, or of a team of threads.
+enum class ArraySpace : uint8_t { kThread, kRegisters, kShared };
+
 struct Stmt {
   enum Kind : uint8_t {
-    kFor,           // for name in [begin, end): body
+    kFor,           // for name in [begin, end), every step: body
     kReduce,        // name = reduction over loop `variable` in [begin, end) of value; name is a new local
     kDeclare,       // dtype name = value; const if `constant`
     kAssign,        // name = value
@@ -159,16 +163,23 @@ struct Stmt {
     kCodeLookup,    // lookup
     kCodeSearch,    // search
     kComment,       // name: the text
+    // Of kernels for teams of threads only (simt_lowering.h):
+    kBarrier,        // of the team
+    kDeclareVector,  // a vector `name` of `size` elements of dtype
+    kLoadVector,     // ... that holds what is in memory from `source`[index] on
+    kStoreVector,    // the vector `source` to name[index] and what follows
   };
   Kind kind = kFor;
   std::string name;
   std::string variable;
+  std::string source;
+  ArraySpace space = ArraySpace::kThread;
   LoopKind loop = LoopKind::kSerial;
   Reduction reduction = Reduction::kSum;
   DType dtype = DType::F32;
   int64_t size = 0;
   bool constant = false;
-  Expr begin, end, index, value;
+  Expr begin, end, step, index, value;  // step: 1 if there is none
   std::shared_ptr<const TileProduct> tile;
   std::shared_ptr<const CodeLookup> lookup;
   std::shared_ptr<const CodeSearch> search;
@@ -180,7 +191,18 @@ struct BufferParameter {
   std::string name;
   DType dtype = DType::F32;
   bool written = false;
-  std::string comment;  // "x: f32[2, 32, 64]"
+  std::string comment;    // "x: f32[2, 32, 64]"
+  int64_t alignment = 0;  // bytes that divide its address; 0: unknown
+};
+
+// How the threads of a GPU share the iterations of a phase: `team` threads next to each other work on one,
+// `threads` make a block. What a team shares, loops over elements, is handed out in vectors of `vector`
+// elements.
+struct SimtSchedule {
+  int64_t team = 1;
+  int64_t threads = 256;
+  int64_t vector = 1;
+  int64_t blocks = 1;
 };
 
 // One parallel loop over [0, extent) whose variable is `variable`.
@@ -190,6 +212,7 @@ struct Phase {
   int64_t work = 0;  // rough element operations of the whole phase
   LoopKind loop = LoopKind::kSerial;
   std::vector<Stmt> body;
+  SimtSchedule schedule;  // of kernels for teams of threads
 };
 
 struct KernelProgram {

@@ -42,6 +42,9 @@ class KernelLowering {
   StridedShape operand_layout(size_t i) const { return strided_shape(graph_.values[node_.operands[i]]); }
   StridedShape result_layout(size_t i) const { return strided_shape(graph_.values[node_.results[i]]); }
 
+  // Will the kernel run on the threads of a GPU, which share loops over elements (simt_schedule.h)?
+  virtual bool is_simt() const = 0;
+
   // ---- kPointwise: results at an element from the (broadcast) operands at that element.
   using PointwiseFunction = std::function<std::vector<Expr>(const std::vector<Expr>&)>;
   virtual void pointwise(PointwiseFunction function) = 0;

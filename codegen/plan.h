@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "codegen/collective.h"
+#include "codegen/emitter.h"
 #include "codegen/kernel.h"
 #include "graph/graph.h"
 #include "graph/op.h"
@@ -78,7 +79,7 @@ struct Plan {
 
 // The `codegen` pass: from a module that the `memory` pass has placed. Generates kernels; compiles
 // nothing. Throws Error (with the group and its nodes) if a group cannot be lowered.
-Plan make_plan(Module module);
+Plan make_plan(Module module, const Dialect& dialect = host_dialect());
 
 // For people: each graph's launches with their buffers, then the kernels' source. Every line is a
 // comment of the language, so that it can stand below the module's text in a dump that parses back.

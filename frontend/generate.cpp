@@ -55,7 +55,7 @@ Generator::Generator(Module module, int64_t window, const StoredTensors& weights
   } else {
     why_no_cache_ = "it is not wanted";
   }
-  Plan plan = make_plan(run_pipeline(std::move(module), options));
+  Plan plan = make_plan(run_pipeline(std::move(module), options), dialect_of(device.name()));
   if (options.goal == Goal::kDecode)
     for (const PlanPort& input : plan.graphs.at(0).inputs)
       if (input.name == "tokens") chunk_ = numbers(input.type.shape).at(1);

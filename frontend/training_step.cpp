@@ -67,7 +67,8 @@ PlanOptions training_options(const Recipe& recipe, const Mesh& mesh) {
 TrainingStep plan_training_step(const Recipe& recipe, const Mesh& mesh) {
   TrainingStep step;
   step.plan =
-      make_plan(run_pipeline(load_model(recipe.model, recipe.settings), training_options(recipe, mesh)));
+      make_plan(run_pipeline(load_model(recipe.model, recipe.settings), training_options(recipe, mesh)),
+                dialect_of(recipe.device));
   const PlanPort& tokens = token_port(step.plan);
   const std::vector<int64_t> shape = numbers(tokens.type.shape);
   step.batch = shape[0];

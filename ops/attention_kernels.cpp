@@ -233,6 +233,7 @@ double work_of(const AttentionShape& shape, double products) {
 }  // namespace
 
 void lower_attention(KernelLowering& lowering, const AttentionShape& shape) {
+  if (lowering.is_simt()) return lower_simt_attention(lowering, shape);
   BlockWriter w(lowering, shape);
   KernelBuilder& k = w.k;
   const int64_t n = w.blocks.queries, depth = w.blocks.depth;
@@ -353,6 +354,7 @@ void lower_attention(KernelLowering& lowering, const AttentionShape& shape) {
 // A task owns a query head and goes through its queries in order, so that dK and dV of the head are
 // summed in a fixed order; those of the heads that share a key/value head are added in a second phase.
 void lower_attention_grad(KernelLowering& lowering, const AttentionShape& shape) {
+  if (lowering.is_simt()) return lower_simt_attention_grad(lowering, shape);
   BlockWriter w(lowering, shape);
   KernelBuilder& k = w.k;
   const int64_t n = w.blocks.queries, m = w.blocks.keys, depth = w.blocks.depth, units = w.units(depth);
@@ -361,7 +363,7 @@ void lower_attention_grad(KernelLowering& lowering, const AttentionShape& shape)
          values = lowering.operand_buffer(2);
   Buffer result = lowering.operand_buffer(3), lse = lowering.operand_buffer(4),
          dy = lowering.operand_buffer(5);
-  Buffer dq = lowering.result_buffer(0), dk = lowering.result_buffer(1), dv = lowering.result_buffer(2);
+  Buffer dq = lowering.result_buffer(0);
   Buffer dk_heads = lowering.result_buffer(3), dv_heads = lowering.result_buffer(4);
   const StridedShape q_layout = lowering.operand_layout(0), k_layout = lowering.operand_layout(1),
                      v_layout = lowering.operand_layout(2), y_layout = lowering.operand_layout(3),
@@ -495,6 +497,16 @@ void lower_attention_grad(KernelLowering& lowering, const AttentionShape& shape)
     });
   });
 
+  add_heads_of_groups(lowering, shape);
+}
+
+void add_heads_of_groups(KernelLowering& lowering, const AttentionShape& shape) {
+  KernelBuilder& k = lowering.builder();
+  const Buffer dk = lowering.result_buffer(1), dv = lowering.result_buffer(2);
+  const Buffer dk_heads = lowering.result_buffer(3), dv_heads = lowering.result_buffer(4);
+  const auto each = [&](const std::function<void(Expr)>& body) {
+    k.loop(0, shape.head_dim, LoopKind::kVector, body);
+  };
   k.parallel(
       shape.batch * shape.kv_heads * shape.seq, 2 * shape.batch * shape.heads * shape.seq * shape.head_dim,
       [&](Expr task) {
@@ -504,14 +516,14 @@ void lower_attention_grad(KernelLowering& lowering, const AttentionShape& shape)
         auto add_heads = [&](const Buffer& target, const StridedShape& layout, const Buffer& heads) {
           Expr to = k.let("to", batch * layout.strides[0] + kv * layout.strides[shape.head_axis] +
                                     position * layout.strides[shape.seq_axis]);
-          Buffer sum = k.array("sum", DType::F32, depth);
-          w.clear(sum, depth);
-          w.rows(0, shape.group(), [&](Expr i) {
+          Buffer sum = k.array("sum", DType::F32, shape.head_dim);
+          each([&](Expr x) { k.store(sum, x, Expr(0.0)); });
+          k.loop(0, shape.group(), LoopKind::kSerial, [&](Expr i) {
             Expr head = shape.query_head(kv, i);
             Expr from = k.let("from", ((batch * shape.heads + head) * shape.seq + position) * shape.head_dim);
-            w.each(shape.head_dim, [&](Expr x) { k.store(sum, x, sum[x] + heads[from + x]); });
+            each([&](Expr x) { k.store(sum, x, sum[x] + heads[from + x]); });
           });
-          w.each(shape.head_dim, [&](Expr x) { k.store(target, to + x, sum[x]); });
+          each([&](Expr x) { k.store(target, to + x, sum[x]); });
         };
         add_heads(dk, lowering.result_layout(1), dk_heads);
         add_heads(dv, lowering.result_layout(2), dv_heads);

@@ -45,4 +45,10 @@ void lower_attention(KernelLowering& lowering, const AttentionShape& shape);
 // Operands q, k, v, result, lse, dy; results dq, dk, dv, and dk and dv of each query head in f32.
 void lower_attention_grad(KernelLowering& lowering, const AttentionShape& shape);
 
+// The same for the threads of a GPU (attention_simt_kernels.cpp); the two above call them where they belong.
+void lower_simt_attention(KernelLowering& lowering, const AttentionShape& shape);
+void lower_simt_attention_grad(KernelLowering& lowering, const AttentionShape& shape);
+// The last phase of the gradient: dk and dv are the sums of those of the query heads that share a head.
+void add_heads_of_groups(KernelLowering& lowering, const AttentionShape& shape);
+
 }  // namespace kumi

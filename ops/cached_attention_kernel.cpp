@@ -90,7 +90,7 @@ void lower_single_query(KernelLowering& lowering, const AttentionShape& shape) {
 }  // namespace
 
 void lower_attention_cached(KernelLowering& lowering, const AttentionShape& shape) {
-  if (shape.seq == 1)
+  if (shape.seq == 1 && !lowering.is_simt())
     lower_single_query(lowering, shape);
   else
     lower_attention(lowering, shape);

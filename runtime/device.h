@@ -32,6 +32,8 @@ class Device {
  public:
   virtual ~Device() = default;
 
+  // As open_device() knows it: "cpu". Its kernels are in the dialect dialect_of() that name.
+  virtual std::string name() const = 0;
   // One line for people: "cpu: 2 threads, x86-64 AVX2, oneDNN 2.6.3, Clang 19.1.7".
   virtual std::string description() const = 0;
 

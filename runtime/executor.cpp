@@ -4,9 +4,9 @@
 #include <cstring>
 #include <utility>
 
+#include "codegen/outliving_collectives.h"
 #include "graph/passes/memory.h"
 #include "graph/planned_memory.h"
-#include "codegen/outliving_collectives.h"
 #include "runtime/steady_clock.h"
 
 namespace kumi {

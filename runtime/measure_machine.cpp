@@ -65,7 +65,8 @@ Module module_of(const Type& type, const Build& build) {
 
 // Of the graph's launches together, in the run in which they took least.
 Measurement measure(Device& device, const Type& type, const Build& build) {
-  Executor executor(make_plan(run_pipeline(module_of(type, build), PlanOptions{})), device);
+  Executor executor(make_plan(run_pipeline(module_of(type, build), PlanOptions{}), dialect_of(device.name())),
+                    device);
   // Memory that was never written may have no pages of its own, and reading it tells nothing.
   for (const State& state : executor.plan().states) initialize_state(state, 0, executor);
   Measurement best{{}, std::numeric_limits<double>::max()};

@@ -35,6 +35,12 @@ double pow(double, double);
 
 #define KUMI_INLINE [[clang::always_inline]] static inline
 
+#define KUMI_INFINITY __builtin_inff()
+#define KUMI_INFINITY_F64 __builtin_inf()
+#define KUMI_NAN __builtin_nanf("")
+#define KUMI_NAN_F64 __builtin_nan("")
+typedef _Float16 kumi_f16;
+
 // Reductions of a maximum or minimum: NaN wins, the order does not matter. These are LLVM's own
 // operations by name, because no C++ expression for them becomes a vector reduction in Clang 19
 // unless NaNs are ruled out.

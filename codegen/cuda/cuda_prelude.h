@@ -14,6 +14,11 @@ namespace kumi {
 inline constexpr char kCudaPrelude[] = R"prelude(
 #define KUMI_INLINE static __device__ __forceinline__
 
+#define KUMI_INFINITY __uint_as_float(0x7f800000u)
+#define KUMI_INFINITY_F64 __longlong_as_double(0x7ff0000000000000ll)
+#define KUMI_NAN __uint_as_float(0x7fc00000u)
+#define KUMI_NAN_F64 __longlong_as_double(0x7ff8000000000000ll)
+
 template <int kCount>
 struct kumi_buffers {
   void* data[kCount];

@@ -29,7 +29,7 @@ namespace fs = std::filesystem;
 
 struct DumpOptions {
   ModelArgument model;
-  std::string after, directory, format, goal, output;
+  std::string after, directory, format, goal, output, device;
   bool unfold = false, verbose = false, keep_outputs = false;
 };
 
@@ -108,12 +108,13 @@ int dump_all(const DumpOptions& options) {
   };
   const double loading = seconds_since(start);
   write(0, "source", opened.module, rendered(opened.module, options.format, false), loading);
+  const Dialect& dialect = dialect_of(options.device.empty() ? opened.device : options.device);
   Module module = run_pipeline(
       std::move(opened.module), opened.options, "", [&](const Pass& pass, const Module& now, double seconds) {
         write(position_of(pass.name) + 1, pass.name, now, rendered(now, options.format, false), seconds);
       });
   start = std::chrono::steady_clock::now();
-  const Plan plan = make_plan(std::move(module));
+  const Plan plan = make_plan(std::move(module), dialect);
   const double generating = seconds_since(start);
   write(position_of("codegen") + 1, "codegen", plan.module, rendered(plan, options.format, false),
         generating);
@@ -131,6 +132,7 @@ int dump_one(const DumpOptions& options) {
     if (options.verbose) std::cerr << time_text(seconds) << "  " << stage << "\n";
   };
   report("source", seconds_since(start));
+  const Dialect& dialect = dialect_of(options.device.empty() ? opened.device : options.device);
   Module module = std::move(opened.module);
   if (!options.after.empty()) {
     check_not_past(module, options.after);
@@ -142,7 +144,7 @@ int dump_one(const DumpOptions& options) {
   std::string contents;
   if (options.after == "codegen") {
     start = std::chrono::steady_clock::now();
-    const Plan plan = make_plan(std::move(module));
+    const Plan plan = make_plan(std::move(module), dialect);
     report("codegen", seconds_since(start));
     contents = rendered(plan, options.format, folded);
   } else {
@@ -200,6 +202,8 @@ void add_dump_command(CLI::App& app, CommandAction* run) {
                    "default: train "
                    "if there is an output `loss`")
       ->check(CLI::IsMember({"forward", "gradient", "train", "decode"}));
+  command->add_option("--device", options->device,
+                      "whose kernels codegen writes: cpu, cuda or cuda_emu; default: the recipe's, or cpu");
   command->add_flag("--keep-outputs", options->keep_outputs,
                     "keeps the model's other outputs (logits) in a training step");
   command->add_flag("--unfold", options->unfold, "all layers, also on a terminal");

@@ -46,6 +46,7 @@ OpenedModel open_model(const ModelArgument& argument, std::optional<Goal> goal, 
     const Recipe recipe = load_recipe(argument.path, overrides);
     opened.module = open(recipe.model, recipe.settings);
     opened.options = training_options(recipe);
+    opened.device = recipe.device;
     if (goal) opened.options.goal = *goal;
   } else {
     std::vector<Override> planning;

@@ -34,6 +34,7 @@ bool is_recipe_file(const std::string& path);
 struct OpenedModel {
   Module module;
   PlanOptions options;
+  std::string device = "cpu";  // the recipe's
 };
 
 // With `goal` none is guessed. `keep_places`: read_model() rather than load_model().

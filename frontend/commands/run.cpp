@@ -106,7 +106,7 @@ class Run {
     }
     module = run_pipeline(std::move(module), plan_options);
     check_feeds(main_graph(module), feeds_);
-    plan_ = make_plan(std::move(module));
+    plan_ = make_plan(std::move(module), dialect_of(options_.device));
     main_ = main_graph(plan_.module).name;
     trains_ = plan_options.goal == Goal::kTrain;
   }

@@ -94,6 +94,7 @@ class CpuDevice : public Device {
     if (options.sharers == 1) pin_threads(threads_);  // others would be pinned to the same cores
   }
 
+  std::string name() const override { return "cpu"; }
   std::string description() const override {
     return concat("cpu: ", threads_, threads_ == 1 ? " thread, " : " threads, ", host_instruction_set(),
                   ", oneDNN ", onednn_version(), ", Clang ", host_compiler_version());

@@ -99,7 +99,8 @@ Device& cpu_device() {
 }
 
 DeviceRun::DeviceRun(Module module, const PlanOptions& options, Device& device)
-    : executor_(std::make_unique<Executor>(make_plan(run_pipeline(std::move(module), options)), device)) {}
+    : executor_(std::make_unique<Executor>(
+          make_plan(run_pipeline(std::move(module), options), dialect_of(device.name())), device)) {}
 
 Tensors DeviceRun::run(const std::string& graph, const Tensors& feeds) {
   std::map<std::string, std::vector<std::byte>> bytes;

@@ -26,6 +26,7 @@ class FakeDevice : public Device {
   int64_t allocations = 0;  // alive
   bool compiler_fails = false;
 
+  std::string name() const override { return "fake"; }
   std::string description() const override { return "fake"; }
 
   void* allocate(size_t bytes) override {
