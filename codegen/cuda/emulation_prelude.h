@@ -39,47 +39,44 @@ struct kumi_shared_range {
 kumi_shared_range kumi_shared_memory() { return {__start_kumi_shared, __stop_kumi_shared}; }
 }
 
-#define KUMI_KERNEL(symbol, count, threads)                                                  \
-  extern "C" {                                                                               \
-  extern const int symbol##_launch_bound;                                                    \
-  const int symbol##_launch_bound = threads;                                                 \
-  }                                                                                          \
+#define KUMI_KERNEL(symbol, count, threads)                                                                         \
+  extern "C" {                                                                                                      \
+  extern const int symbol##_launch_bound;                                                                           \
+  const int symbol##_launch_bound = threads;                                                                        \
+  }                                                                                                                 \
   extern "C" void symbol(const kumi_buffers<count>& buffers)
 
-// ---- Vector types.
+// ---- Vector types. Assignments are written out, as Clang checks the alignment of members, not of whole structs.
 
 struct uint3 {
   unsigned x, y, z;
 };
 typedef uint3 dim3;
-struct alignas(8) int2 {
-  int x, y;
-};
-struct alignas(16) int4 {
-  int x, y, z, w;
-};
-struct alignas(8) uint2 {
-  unsigned x, y;
-};
-struct alignas(16) uint4 {
-  unsigned x, y, z, w;
-};
-struct alignas(8) float2 {
-  float x, y;
-};
-struct alignas(16) float4 {
-  float x, y, z, w;
-};
-struct alignas(16) double2 {
-  double x, y;
-};
-__forceinline__ int2 make_int2(int x, int y) { return {x, y}; }
-__forceinline__ int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
-__forceinline__ uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-__forceinline__ uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
-__forceinline__ float2 make_float2(float x, float y) { return {x, y}; }
-__forceinline__ float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-__forceinline__ double2 make_double2(double x, double y) { return {x, y}; }
+#define KUMI_EMULATED_VECTOR_2(T, name)                                                                             \
+  struct alignas(2 * sizeof(T)) name {                                                                              \
+    T x, y;                                                                                                         \
+    __forceinline__ name& operator=(const name& other) {                                                            \
+      x = other.x, y = other.y;                                                                                     \
+      return *this;                                                                                                 \
+    }                                                                                                               \
+  };                                                                                                                \
+  __forceinline__ name make_##name(T x, T y) { return {x, y}; }
+#define KUMI_EMULATED_VECTOR_4(T, name)                                                                             \
+  struct alignas(4 * sizeof(T)) name {                                                                              \
+    T x, y, z, w;                                                                                                   \
+    __forceinline__ name& operator=(const name& other) {                                                            \
+      x = other.x, y = other.y, z = other.z, w = other.w;                                                           \
+      return *this;                                                                                                 \
+    }                                                                                                               \
+  };                                                                                                                \
+  __forceinline__ name make_##name(T x, T y, T z, T w) { return {x, y, z, w}; }
+KUMI_EMULATED_VECTOR_2(int, int2)
+KUMI_EMULATED_VECTOR_2(unsigned, uint2)
+KUMI_EMULATED_VECTOR_2(float, float2)
+KUMI_EMULATED_VECTOR_2(double, double2)
+KUMI_EMULATED_VECTOR_4(int, int4)
+KUMI_EMULATED_VECTOR_4(unsigned, uint4)
+KUMI_EMULATED_VECTOR_4(float, float4)
 
 // ---- Where a thread is, and where it waits.
 
@@ -126,26 +123,26 @@ __forceinline__ T kumi_emulated_shuffle(int operation, unsigned mask, T value, i
 }
 // Lanes fall into segments of `width`, a power of 2. Where the lane named is in none or in a later one, a lane
 // gets its own value.
-#define KUMI_EMULATED_SHUFFLES(T)                                                                                 \
-  __forceinline__ T __shfl_sync(unsigned mask, T value, int source, int width = 32,                               \
-                                int line = __builtin_LINE()) {                                                    \
-    const int first = threadIdx.x % 32 & -width;                                                                  \
-    return kumi_emulated_shuffle(2, mask, value, first | (source & (width - 1)), line);                           \
-  }                                                                                                               \
-  __forceinline__ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,                        \
-                                   int line = __builtin_LINE()) {                                                 \
-    const int lane = threadIdx.x % 32, first = lane & -width;                                                     \
-    return kumi_emulated_shuffle(3, mask, value, lane - (int)delta < first ? lane : lane - (int)delta, line);     \
-  }                                                                                                               \
-  __forceinline__ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,                      \
-                                     int line = __builtin_LINE()) {                                               \
-    const int lane = threadIdx.x % 32, end = (lane & -width) + width;                                             \
-    return kumi_emulated_shuffle(4, mask, value, lane + (int)delta >= end ? lane : lane + (int)delta, line);      \
-  }                                                                                                               \
-  __forceinline__ T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32,                        \
-                                    int line = __builtin_LINE()) {                                                \
-    const int lane = threadIdx.x % 32, end = (lane & -width) + width, source = lane ^ lane_mask;                  \
-    return kumi_emulated_shuffle(5, mask, value, source >= end ? lane : source, line);                            \
+#define KUMI_EMULATED_SHUFFLES(T)                                                                                   \
+  __forceinline__ T __shfl_sync(unsigned mask, T value, int source, int width = 32,                                 \
+                                int line = __builtin_LINE()) {                                                      \
+    const int first = threadIdx.x % 32 & -width;                                                                    \
+    return kumi_emulated_shuffle(2, mask, value, first | (source & (width - 1)), line);                             \
+  }                                                                                                                 \
+  __forceinline__ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,                          \
+                                   int line = __builtin_LINE()) {                                                   \
+    const int lane = threadIdx.x % 32, first = lane & -width;                                                       \
+    return kumi_emulated_shuffle(3, mask, value, lane - (int)delta < first ? lane : lane - (int)delta, line);       \
+  }                                                                                                                 \
+  __forceinline__ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,                        \
+                                     int line = __builtin_LINE()) {                                                 \
+    const int lane = threadIdx.x % 32, end = (lane & -width) + width;                                               \
+    return kumi_emulated_shuffle(4, mask, value, lane + (int)delta >= end ? lane : lane + (int)delta, line);        \
+  }                                                                                                                 \
+  __forceinline__ T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32,                          \
+                                    int line = __builtin_LINE()) {                                                  \
+    const int lane = threadIdx.x % 32, end = (lane & -width) + width, source = lane ^ lane_mask;                    \
+    return kumi_emulated_shuffle(5, mask, value, source >= end ? lane : source, line);                              \
   }
 KUMI_EMULATED_SHUFFLES(int)
 KUMI_EMULATED_SHUFFLES(unsigned)

@@ -14,6 +14,13 @@ namespace {
 
 constexpr int kWarpLanes = 32;
 
+// Whose kernel runs, for functions that cannot be told.
+thread_local ThreadBlock* running_block = nullptr;
+
+std::string place_of(int line) {
+  return line >= kPreludeLine ? " in the prelude" : concat(" in line ", line);
+}
+
 // "threads 0 to 15 and 24", of sorted numbers.
 std::string threads_of(const std::vector<int>& numbers) {
   constexpr size_t kMostRanges = 4;
@@ -33,6 +40,14 @@ std::string threads_of(const std::vector<int>& numbers) {
 
 }  // namespace
 
+// What code compiled with -fsanitize=alignment says of an access (compiler-rt, ubsan_handlers.h).
+struct MisalignedAccess {
+  const char* file;
+  uint32_t line, column;
+  const void* type;
+  unsigned char log_alignment, kind;
+};
+
 ThreadBlock::ThreadBlock(uint64_t seed)
     : seed_(seed), fibers_(run_threads, this), running_(fibers_.caller()) {
   place_.scheduler = this;
@@ -41,11 +56,13 @@ ThreadBlock::ThreadBlock(uint64_t seed)
 KernelSymbols ThreadBlock::symbols() {
   return {{"kumi_emulated", &place_},
           {"kumi_emulated_barrier", reinterpret_cast<void*>(&ThreadBlock::enter_barrier)},
-          {"kumi_emulated_exchange", reinterpret_cast<void*>(&ThreadBlock::enter_exchange)}};
+          {"kumi_emulated_exchange", reinterpret_cast<void*>(&ThreadBlock::enter_exchange)},
+          {"__ubsan_handle_type_mismatch_v1_abort", reinterpret_cast<void*>(&ThreadBlock::enter_misaligned)}};
 }
 
 void ThreadBlock::run(const Launch& launch, void* const* buffers) {
   const int threads = launch.threads;
+  running_block = this;
   launch_ = &launch;
   buffers_ = buffers;
   random_ = std::mt19937_64(seed_)() | 1;  // not 0, from which the generator would never get away
@@ -136,6 +153,11 @@ void ThreadBlock::fail(Failure failure) {
   go_to(-1);
 }
 
+void ThreadBlock::enter_misaligned(const MisalignedAccess* access, void* /*address*/) {
+  running_block->misaligned_ = access;
+  running_block->fail(Failure::kMisaligned);
+}
+
 void ThreadBlock::enter_barrier(ThreadBlock* block, int line) {
   block->barrier(line, __builtin_return_address(0));
 }
@@ -210,8 +232,7 @@ void ThreadBlock::complete_exchange(int warp, const Thread& last) {
 std::string ThreadBlock::describe(const Thread& thread) const {
   static const char* const names[] = {"__syncwarp",     "__ballot_sync",    "__shfl_sync",
                                       "__shfl_up_sync", "__shfl_down_sync", "__shfl_xor_sync"};
-  const std::string place =
-      thread.line >= kPreludeLine ? " in the prelude" : concat(" in line ", thread.line);
+  const std::string place = place_of(thread.line);
   switch (thread.state) {
     case kReady:
       return "can go on";
@@ -232,6 +253,11 @@ Error ThreadBlock::to_error() const {
   const Thread& current = threads_[static_cast<size_t>(current_)];
   if (failure_ == Failure::kNoStack)
     return Error(concat("no memory for the stacks of the threads of ", subject));
+  if (failure_ == Failure::kMisaligned)
+    return Error(concat(subject, " is wrong", where, ": thread ", current_,
+                        place_of(static_cast<int>(misaligned_->line)),
+                        " reads or writes at an address that is no multiple of ",
+                        1 << misaligned_->log_alignment, " bytes, the alignment of the type"));
   if (failure_ == Failure::kNotInMask)
     return Error(concat(subject, " is wrong", where, ": thread ", current_, " is ", describe(current),
                         ", which leave out its own, ", current_ % kWarpLanes));

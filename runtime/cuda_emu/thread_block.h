@@ -32,6 +32,8 @@ struct Launch {
   std::byte* shared_end = nullptr;
 };
 
+struct MisalignedAccess;
+
 class ThreadBlock {
  public:
   explicit ThreadBlock(uint64_t seed);
@@ -66,11 +68,12 @@ class ThreadBlock {
     int source = 0;
     uint64_t value = 0, result = 0;
   };
-  enum class Failure { kNone, kDifferentBarriers, kNotInMask, kSourceNotInMask, kNoStack };
+  enum class Failure { kNone, kDifferentBarriers, kNotInMask, kSourceNotInMask, kMisaligned, kNoStack };
 
   static void enter_barrier(ThreadBlock* block, int line);
   static uint64_t enter_exchange(ThreadBlock* block, int operation, unsigned mask, uint64_t value, int source,
                                  int line);
+  static void enter_misaligned(const MisalignedAccess* access, void* address);
   static void run_threads(void* block);
 
   void barrier(int line, const void* site);
@@ -102,6 +105,7 @@ class ThreadBlock {
   int at_barrier_ = 0;
   int ended_ = 0;
   Failure failure_ = Failure::kNone;
+  const MisalignedAccess* misaligned_ = nullptr;
 };
 
 }  // namespace kumi

@@ -489,6 +489,26 @@ KUMI_KERNEL(f, 1, 32) {
                {"at __shfl_xor_sync of lanes 0x", "leave out the one whose value it wants"});
 }
 
+TEST_F(CudaEmuTest, AccessesThatAreNotAlignedAreErrors) {
+  expect_error(
+      kernel_of(R"(
+KUMI_KERNEL(f, 1, 32) {
+  float4* x = (float4*)((float*)buffers.data[0] + (blockIdx.x == 1 && threadIdx.x == 7 ? 1 : 4));
+  x->w = 1.0f;
+  uint2 y = *(uint2*)x;
+  ((unsigned*)buffers.data[0])[0] = y.x + y.y;
+}
+)",
+                2, 32),
+      {"'made_by_hand' (f) is wrong in block 1 of 2", "thread 7 in line 4", "no multiple of 16 bytes"});
+  const char* vector = R"(
+KUMI_KERNEL(f, 1, 32) {
+  if (threadIdx.x == 3) kumi_store_vector((float*)buffers.data[0] + 3, kumi_vector<float, 2>{});
+}
+)";
+  expect_error(kernel_of(vector, 1, 32), {"thread 3 in the prelude", "no multiple of 8 bytes"});
+}
+
 TEST_F(CudaEmuTest, ACompilerErrorNamesTheKernelAndTheLine) {
   expect_error(kernel_of("KUMI_KERNEL(f, 1, 32) {\n  kumi_expp(1.0f);\n}\n", 1, 32),
                {"'made_by_hand' does not compile", "made_by_hand:2:3", "undeclared identifier 'kumi_expp'",
