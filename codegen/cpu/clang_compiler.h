@@ -1,7 +1,7 @@
 // Clang as a library: kernel source in, object code for this machine out, nothing on disk between.
 //
-// The source is compiled behind its setup's prelude for the processor this runs on, from an in-memory
-// file system that holds that one file. Each call makes its own compiler instance, so calls may run in
+// The source is compiled behind a prelude for the processor this runs on, from an in-memory file system that
+// holds that one file. Each call makes its own compiler instance, so calls may run in
 // parallel. This header keeps Clang's out of everyone else's.
 #pragma once
 
@@ -13,7 +13,7 @@ namespace kumi {
 // What stands before every source, and how Clang treats it.
 struct CompilerSetup {
   std::string prelude;
-  std::vector<std::string> flags;  // of the compiler proper, besides those that all dialects share
+  std::vector<std::string> flags;  // of the compiler proper, besides those that all kernels share
 };
 
 // Kernels of the CPU device: vector code, at -O3, behind host_prelude.h.

@@ -1,7 +1,7 @@
 // The CPU device: kernels compiled by Clang in the process, matrix products by oneDNN (those of a single row
-// are kernels, too), both on one
-// OpenMP team of threads (libgomp's, which oneDNN uses as well, so that threads never wait for those
-// of another pool). Objects of one device may be prepared in parallel but run one at a time.
+// are kernels, too), both on one OpenMP team of threads (libgomp's, which oneDNN uses as well, so that
+// threads never wait for those of another pool). Objects of one device may be prepared in parallel but run
+// one at a time.
 #include <dnnl_config.h>
 #include <omp.h>
 

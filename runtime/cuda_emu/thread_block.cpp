@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 #include <iomanip>
+#include <random>
 #include <tuple>
 #include <utility>
 
@@ -49,7 +50,7 @@ struct MisalignedAccess {
 };
 
 ThreadBlock::ThreadBlock(uint64_t seed)
-    : seed_(seed), fibers_(run_threads, this), running_(fibers_.caller()) {
+    : first_random_(std::mt19937_64(seed)() | 1), fibers_(run_threads, this), running_(fibers_.caller()) {
   place_.scheduler = this;
 }
 
@@ -65,7 +66,7 @@ void ThreadBlock::run(const Launch& launch, void* const* buffers) {
   running_block = this;
   launch_ = &launch;
   buffers_ = buffers;
-  random_ = std::mt19937_64(seed_)() | 1;  // not 0, from which the generator would never get away
+  random_ = first_random_;
   place_.grid_size = {static_cast<unsigned>(launch.blocks), 1, 1};
   place_.block_size = {static_cast<unsigned>(threads), 1, 1};
   failure_ = Failure::kNone;

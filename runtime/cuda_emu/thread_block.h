@@ -11,7 +11,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -90,7 +89,7 @@ class ThreadBlock {
   Error to_error() const;
   std::string describe(const Thread& thread) const;
 
-  uint64_t seed_;
+  uint64_t first_random_;  // of each launch; not 0, from which the generator would never get away
   uint64_t random_ = 0;
   Place place_;
   const Launch* launch_ = nullptr;
