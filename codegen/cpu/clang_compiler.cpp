@@ -31,17 +31,14 @@ constexpr size_t kMostMessages = 4;  // of one kernel; the first explains the re
 
 // Arguments as the clang driver would give them to its compiler proper. Defaults of that level that
 // we rely on: no errno from math functions, no trapping math, no exceptions, no unwind tables.
-std::vector<std::string> make_arguments() {
+std::vector<std::string> make_common_arguments() {
   std::vector<std::string> arguments = {
-      "-triple", llvm::sys::getProcessTriple(), "-emit-obj", "-O3", "-x", "c++", "-std=c++20",
+      "-triple", llvm::sys::getProcessTriple(), "-emit-obj", "-x", "c++", "-std=c++20",
       // Within a statement, so within one op: fusing does not change bits.
       "-ffp-contract=on", "-relaxed-aliasing",  // pairs of bf16 are read as 32 bits
-      "-vectorize-loops", "-vectorize-slp", "-mrelocation-model", "pic", "-pic-level", "2",
-      "-mframe-pointer=none", "-nostdsysteminc", "-nobuiltininc", "-nostdinc++", "-w",
-      "-fno-caret-diagnostics", "-target-cpu", llvm::sys::getHostCPUName().str()};
-#if defined(__x86_64__)
-  arguments.push_back("-fveclib=libmvec");
-#endif
+      "-mrelocation-model", "pic", "-pic-level", "2", "-mframe-pointer=none", "-nostdsysteminc",
+      "-nobuiltininc", "-nostdinc++", "-w", "-fno-caret-diagnostics", "-target-cpu",
+      llvm::sys::getHostCPUName().str()};
   llvm::StringMap<bool> found = llvm::sys::getHostCPUFeatures();
   std::vector<std::string> features;  // sorted: they are part of the cache's key
   for (const auto& feature : found)
@@ -51,13 +48,15 @@ std::vector<std::string> make_arguments() {
     arguments.push_back("-target-feature");
     arguments.push_back(feature);
   }
-  arguments.push_back(kFileName);
   return arguments;
 }
 
-const std::vector<std::string>& arguments() {
-  static const std::vector<std::string> list = make_arguments();
-  return list;
+std::vector<std::string> arguments_of(const CompilerSetup& setup) {
+  static const std::vector<std::string> common = make_common_arguments();
+  std::vector<std::string> arguments = common;
+  arguments.insert(arguments.end(), setup.flags.begin(), setup.flags.end());
+  arguments.push_back(kFileName);
+  return arguments;
 }
 
 // Keeps errors; warnings of generated code interest nobody.
@@ -128,13 +127,20 @@ void initialize_llvm() {
   });
 }
 
-const std::string& host_compiler_identity() {
-  static const std::string identity = [] {
-    std::string text = clang::getClangFullVersion();
-    for (const std::string& argument : arguments()) text += "\n" + argument;
-    return text + "\n" + kHostPrelude;
-  }();
-  return identity;
+const CompilerSetup& cpu_kernel_setup() {
+  static const CompilerSetup setup = {kHostPrelude,
+                                      {"-O3", "-vectorize-loops", "-vectorize-slp",
+#if defined(__x86_64__)
+                                       "-fveclib=libmvec"
+#endif
+                                      }};
+  return setup;
+}
+
+std::string host_compiler_identity(const CompilerSetup& setup) {
+  std::string text = clang::getClangFullVersion();
+  for (const std::string& argument : arguments_of(setup)) text += "\n" + argument;
+  return text + "\n" + setup.prelude;
 }
 
 std::string host_compiler_version() {
@@ -151,19 +157,21 @@ std::string host_instruction_set() {
   return name;
 }
 
-std::string compile_host_object(const std::string& name, const std::string& source) {
+std::string compile_host_object(const std::string& name, const std::string& source,
+                                const CompilerSetup& setup) {
   initialize_llvm();
   ErrorCollector errors;
   clang::CompilerInstance compiler;
   compiler.createDiagnostics(&errors, /*ShouldOwnClient=*/false);
 
+  const std::vector<std::string> arguments = arguments_of(setup);
   std::vector<const char*> pointers;
-  for (const std::string& argument : arguments()) pointers.push_back(argument.c_str());
+  for (const std::string& argument : arguments) pointers.push_back(argument.c_str());
   bool understood = clang::CompilerInvocation::CreateFromArgs(compiler.getInvocation(), pointers,
                                                               compiler.getDiagnostics());
 
   // The kernel's lines count from 1 in messages, whatever stands before them.
-  std::string text = concat(kHostPrelude, "#line 1 \"", kFileName, "\"\n", source);
+  std::string text = concat(setup.prelude, "#line 1 \"", kFileName, "\"\n", source);
   auto files = llvm::makeIntrusiveRefCnt<llvm::vfs::InMemoryFileSystem>();
   files->addFile(kFileName, 0, llvm::MemoryBuffer::getMemBuffer(text, kFileName));
   compiler.createFileManager(files);

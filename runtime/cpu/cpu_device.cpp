@@ -1,27 +1,19 @@
 // The CPU device: kernels compiled by Clang in the process, matrix products by oneDNN (those of a single row
-// are kernels, too), both on one
-// OpenMP team of threads (libgomp's, which oneDNN uses as well, so that threads never wait for those
-// of another pool). Objects of one device may be prepared in parallel but run one at a time.
+// are kernels, too), both on one OpenMP team of threads (libgomp's, which oneDNN uses as well, so that
+// threads never wait for those of another pool). Objects of one device may be prepared in parallel but run
+// one at a time.
 #include <dnnl_config.h>
-#include <malloc.h>
 #include <omp.h>
 
-#include <algorithm>
-#include <atomic>
-#include <chrono>
 #include <cstring>
 #include <memory>
 #include <optional>
-#include <string_view>
-#include <thread>
-#include <unordered_map>
 #include <utility>
 
 #include "codegen/cpu/clang_compiler.h"
-#include "codegen/kernel_cache.h"
 #include "graph/error.h"
+#include "runtime/cpu/host_kernels.h"
 #include "runtime/cpu/host_memory.h"
-#include "runtime/cpu/kernel_loader.h"
 #include "runtime/cpu/matvec_kernel.h"
 #include "runtime/cpu/onednn_matmul.h"
 #include "runtime/cpu/thread_count.h"
@@ -47,7 +39,7 @@ class CpuKernel : public Callable {
     for (const KernelPhase& phase : kernel.phases) {
       if (phase.extent <= 0) continue;
       Step step;
-      step.function = reinterpret_cast<PhaseFunction>(object_->function(phase.symbol));
+      step.function = reinterpret_cast<PhaseFunction>(object_->address(phase.symbol));
       step.extent = phase.extent;
       step.parallel = threads > 1 && phase.extent > 1 && phase.work >= kLeastParallelWork;
       // Rows and other heavy iterations are split one by one.
@@ -89,7 +81,7 @@ class CpuDevice : public Device {
  public:
   explicit CpuDevice(const DeviceOptions& options)
       : threads_(choose_thread_count(options.sharers)),
-        cache_(KernelCache::default_directory()),
+        kernels_(cpu_kernel_setup(), threads_),
         scratch_(std::make_shared<ScratchMemory>()) {
     if (options.sharers == 1) pin_threads(threads_);  // others would be pinned to the same cores
   }
@@ -110,7 +102,13 @@ class CpuDevice : public Device {
   }
 
   std::vector<std::unique_ptr<Callable>> compile(const std::vector<Kernel>& kernels,
-                                                 CompileStatistics* statistics) override;
+                                                 CompileStatistics* statistics) override {
+    const std::vector<std::shared_ptr<LoadedObject>> objects = kernels_.compile(kernels, statistics);
+    std::vector<std::unique_ptr<Callable>> callables;
+    for (size_t i = 0; i < kernels.size(); ++i)
+      callables.push_back(std::make_unique<CpuKernel>(kernels[i], objects[i], threads_));
+    return callables;
+  }
 
   std::unique_ptr<Callable> matmul(const MatmulCall& call) override {
     if (const std::optional<Kernel> kernel = matvec_kernel(call))
@@ -119,95 +117,11 @@ class CpuDevice : public Device {
   }
 
  private:
-  std::shared_ptr<LoadedObject> load(const Kernel& kernel, bool* from_cache);
-
   int threads_;
-  KernelCache cache_;
-  KernelLoader loader_;
+  HostKernels kernels_;
   HostMemory memory_;
   std::shared_ptr<ScratchMemory> scratch_;
 };
-
-// A source with its linked object, or with why there is none.
-struct DistinctKernel {
-  explicit DistinctKernel(const Kernel* first) : kernel(first) {}
-
-  const Kernel* kernel;  // the first with this source
-  std::shared_ptr<LoadedObject> object;
-  bool from_cache = false;
-  std::optional<Error> error;
-};
-
-std::shared_ptr<LoadedObject> CpuDevice::load(const Kernel& kernel, bool* from_cache) {
-  std::string key = kernel_cache_key({host_compiler_identity(), kernel.source});
-  std::optional<std::string> object = cache_.load(key);
-  *from_cache = object.has_value();
-  if (!object) {
-    object = compile_host_object(kernel.name, kernel.source);
-    cache_.store(key, *object);
-  }
-  std::shared_ptr<LoadedObject> loaded = loader_.load(*object);
-  // Linking happens at the first look-up; here it is done by the compiling threads.
-  for (const KernelPhase& phase : kernel.phases) loaded->function(phase.symbol);
-  return loaded;
-}
-
-std::vector<std::unique_ptr<Callable>> CpuDevice::compile(const std::vector<Kernel>& kernels,
-                                                          CompileStatistics* statistics) {
-  auto start = std::chrono::steady_clock::now();
-  std::vector<DistinctKernel> distinct;
-  std::unordered_map<std::string_view, size_t> index_of_source;
-  for (const Kernel& kernel : kernels)
-    if (index_of_source.emplace(kernel.source, distinct.size()).second) distinct.emplace_back(&kernel);
-
-  std::atomic<size_t> next = 0;
-  auto work = [&] {
-    for (size_t i = next++; i < distinct.size(); i = next++) {
-      DistinctKernel& one = distinct[i];
-      try {
-        one.object = load(*one.kernel, &one.from_cache);
-      } catch (const Error& error) {
-        one.error = error;
-      } catch (const std::exception& error) {
-        one.error = Error(concat("compiling the kernel '", one.kernel->name, "' failed: ", error.what()));
-      }
-    }
-  };
-  {
-    std::vector<std::jthread> helpers;
-    size_t wanted = std::min<size_t>(static_cast<size_t>(threads_), distinct.size());
-    for (size_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
-    work();
-  }
-  // The order of the kernels, not of the threads, decides what the message says first.
-  std::optional<Error> failure;
-  for (DistinctKernel& one : distinct) {
-    if (!one.error) continue;
-    if (failure)
-      failure->also(std::move(*one.error));
-    else
-      failure = std::move(one.error);
-  }
-  if (failure) throw *failure;
-
-  // What the compiler freed, and all before it, stays with the allocator unless it is told.
-#ifdef __GLIBC__
-  malloc_trim(0);
-#endif
-
-  std::vector<std::unique_ptr<Callable>> callables;
-  for (const Kernel& kernel : kernels)
-    callables.push_back(
-        std::make_unique<CpuKernel>(kernel, distinct[index_of_source.at(kernel.source)].object, threads_));
-  if (statistics != nullptr) {
-    statistics->kernels = static_cast<int64_t>(kernels.size());
-    statistics->distinct = static_cast<int64_t>(distinct.size());
-    statistics->cache_hits = std::count_if(distinct.begin(), distinct.end(),
-                                           [](const DistinctKernel& one) { return one.from_cache; });
-    statistics->seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  }
-  return callables;
-}
 
 }  // namespace
 }  // namespace kumi

@@ -15,7 +15,6 @@
 namespace kumi {
 namespace {
 
-constexpr size_t kAlignment = 64;              // bytes: a cache line, an AVX-512 vector
 constexpr size_t kHugePage = size_t{2} << 20;  // bytes
 constexpr size_t kMapFrom = size_t{1} << 20;   // smaller blocks come from the heap
 
@@ -63,9 +62,9 @@ void* HostMemory::allocate(size_t bytes) {
                                      kHugePage);
     madvise(memory, bytes, MADV_HUGEPAGE);  // a wish; without it everything works in small pages
   } else {
-    size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-    if (rounded == 0) rounded = kAlignment;
-    block.base = memory = std::aligned_alloc(kAlignment, rounded);
+    size_t rounded = (bytes + alignment_ - 1) / alignment_ * alignment_;
+    if (rounded == 0) rounded = alignment_;
+    block.base = memory = std::aligned_alloc(alignment_, rounded);
     if (memory == nullptr) fail("out of memory");
     memset(memory, 0, rounded);
   }

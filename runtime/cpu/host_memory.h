@@ -1,5 +1,5 @@
-// Memory of the CPU device: zeroed, aligned to cache lines, and an error instead of an allocation
-// that the machine cannot back. Large blocks are mapped by themselves, in huge pages where the
+// Memory of devices on the host: zeroed, aligned to cache lines or as asked for, and an error instead of an
+// allocation that the machine cannot back. Large blocks are mapped by themselves, in huge pages where the
 // system gives them, and stay untouched, so that each page lands near the thread that first uses it.
 #pragma once
 
@@ -11,7 +11,8 @@ namespace kumi {
 
 class HostMemory {
  public:
-  HostMemory() = default;
+  // `alignment` in bytes, a power of 2 up to a page: by default a cache line, an AVX-512 vector.
+  explicit HostMemory(size_t alignment = 64) : alignment_(alignment) {}
   HostMemory(const HostMemory&) = delete;
   HostMemory& operator=(const HostMemory&) = delete;
   ~HostMemory();  // frees what is left
@@ -27,6 +28,7 @@ class HostMemory {
   };
   static void release(const Block& block);
 
+  size_t alignment_;
   std::mutex mutex_;
   std::unordered_map<void*, Block> blocks_;
 };

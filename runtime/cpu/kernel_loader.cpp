@@ -42,7 +42,7 @@ struct KernelLoader::State {
   }
 };
 
-KernelLoader::KernelLoader() : state_(std::make_shared<State>()) {
+KernelLoader::KernelLoader(const KernelSymbols& symbols) : state_(std::make_shared<State>()) {
   initialize_llvm();
   // The inactive platform leaves out what C++ programs need and kernels do not: static constructors,
   // thread-local variables.
@@ -54,6 +54,13 @@ KernelLoader::KernelLoader() : state_(std::make_shared<State>()) {
   });
   // The plugin and its libraries are opened privately, so the process as a whole does not show them.
   for (const char* library : {"libmvec.so.1", "libm.so.6", "libgcc_s.so.1"}) state_->add_library(library);
+  llvm::orc::SymbolMap own;
+  for (const auto& [name, address] : symbols)
+    own[state_->jit->mangleAndIntern(name)] = {llvm::orc::ExecutorAddr::fromPtr(address),
+                                               llvm::JITSymbolFlags::Exported};
+  if (llvm::Error failure =
+          state_->jit->getProcessSymbolsJITDylib()->define(llvm::orc::absoluteSymbols(std::move(own))))
+    throw to_error("cannot define what kernels use", std::move(failure));
 }
 
 KernelLoader::~KernelLoader() = default;
@@ -72,11 +79,11 @@ std::shared_ptr<LoadedObject> KernelLoader::load(const std::string& object) {
       if (llvm::Error failure = state_->jit->addObjectFile(*library_, std::move(buffer)))
         throw to_error("cannot load a kernel", std::move(failure));
     }
-    void* function(const std::string& symbol) override {
+    void* address(const std::string& symbol) override {
       const std::lock_guard lock(state_->linking);
-      auto address = state_->jit->lookup(*library_, symbol);
-      if (!address) throw to_error(concat("cannot link the function '", symbol, "'"), address.takeError());
-      return address->toPtr<void*>();
+      auto found = state_->jit->lookup(*library_, symbol);
+      if (!found) throw to_error(concat("cannot link '", symbol, "'"), found.takeError());
+      return found->toPtr<void*>();
     }
 
    private:

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "graph/error.h"
+#include "runtime/cpu/matmul_operands.h"
 
 namespace kumi {
 namespace {
@@ -82,24 +83,6 @@ bool repeats_both(const Operands& operands) {
   return operands.c.batch > 1 && operands.a.batch_stride == 0 && operands.b.batch_stride == 0;
 }
 
-void check(const MatmulCall& call) {
-  auto fail = [&](const std::string& what) {
-    throw Error(concat("a matrix product of ", call.batch, " x (", call.m, " x ", call.k, ") (", call.k,
-                       " x ", call.n, ") ", what));
-  };
-  if (call.dtype != DType::F32 && call.dtype != DType::BF16)
-    fail(concat("in ", to_string(call.dtype), " is not supported on the CPU; f32 and bf16 are"));
-  if (call.result_dtype != DType::F32 && call.result_dtype != call.dtype)
-    fail(concat("of ", to_string(call.dtype), " cannot give ", to_string(call.result_dtype)));
-  if (call.batch < 0 || call.m < 0 || call.n < 0 || call.k < 0) fail("has a negative size");
-  for (int64_t stride : {call.a_batch_stride, call.a_row_stride, call.a_column_stride, call.b_batch_stride,
-                         call.b_row_stride, call.b_column_stride, call.c_batch_stride, call.c_row_stride})
-    if (stride < 0) fail("has a negative stride");
-  if (call.m > 1 && call.c_row_stride < call.n) fail("has result rows that overlap");
-  if (call.batch > 1 && call.c_batch_stride == 0 && call.m > 0 && call.n > 0)
-    fail("has results that overlap");
-}
-
 dnnl::memory::desc descriptor(const Matrices& x, bool with_batch, dnnl::memory::data_type type) {
   if (!with_batch)
     return dnnl::memory::desc({x.rows, x.columns}, type, dnnl::memory::dims{x.row_stride, x.column_stride});
@@ -107,27 +90,6 @@ dnnl::memory::desc descriptor(const Matrices& x, bool with_batch, dnnl::memory::
   int64_t stride = x.batch_stride == 0 ? x.rows * x.columns : x.batch_stride;
   return dnnl::memory::desc({x.stored_batch(), x.rows, x.columns}, type,
                             dnnl::memory::dims{stride, x.row_stride, x.column_stride});
-}
-
-float to_f32(uint16_t bf16) {
-  return std::bit_cast<float>(static_cast<uint32_t>(bf16) << 16);
-}
-
-// To the nearest, ties to even.
-uint16_t to_bf16(float value) {
-  uint32_t bits = std::bit_cast<uint32_t>(value);
-  if (value != value) return static_cast<uint16_t>(bits >> 16 | 0x40u);
-  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-}
-float to_f32(float value) {
-  return value;
-}
-template <typename T>
-T from_f32(float value) {
-  if constexpr (std::is_same_v<T, float>)
-    return value;
-  else
-    return to_bf16(value);
 }
 
 // Visits every pair of rows, or of columns where those are the contiguous ones: f(from, from_stride, to,
@@ -370,7 +332,7 @@ void ScratchMemory::reserve(size_t bytes) {
 
 std::unique_ptr<Callable> make_onednn_matmul(const MatmulCall& call, int threads,
                                              std::shared_ptr<ScratchMemory> scratch) {
-  check(call);
+  check_matmul(call);
   if (call.batch == 0 || call.m == 0 || call.n == 0 || call.k == 0)
     return std::make_unique<EmptyMatmul>(call);
   omp_set_num_threads(threads);  // some of oneDNN's choices are made when the primitive is

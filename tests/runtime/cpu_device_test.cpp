@@ -1,5 +1,4 @@
-// The CPU device through its interface: kernels as codegen writes them, matrix products against
-// double precision, memory, and what goes wrong.
+// The CPU device through its interface: kernels as codegen writes them, memory, and what goes wrong.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -20,47 +19,20 @@
 
 #include "graph/error.h"
 #include "runtime/device.h"
+#include "tests/support/device_test.h"
 
 namespace kumi {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::message_of;
+using testing::Variable;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
-// Sets an environment variable while it lives.
-class Variable {
- public:
-  Variable(const char* name, const std::string& value) : name_(name) {
-    if (const char* before = getenv(name)) before_ = before;
-    setenv(name, value.c_str(), 1);
-  }
-  ~Variable() {
-    if (before_)
-      setenv(name_, before_->c_str(), 1);
-    else
-      unsetenv(name_);
-  }
-  Variable(const Variable&) = delete;
-  Variable& operator=(const Variable&) = delete;
-
- private:
-  const char* name_;
-  std::optional<std::string> before_;
-};
-
-std::string message_of(const std::function<void()>& function) {
-  try {
-    function();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "(no error)";
-}
-
 // Every test has an empty kernel cache of its own.
-class CpuDeviceTest : public testing::Test {
+class CpuDeviceTest : public ::testing::Test {
  protected:
   void SetUp() override {
     std::string pattern = (fs::temp_directory_path() / "kumi-device-test-XXXXXX").string();
@@ -460,170 +432,6 @@ TEST_F(CpuDeviceTest, TooMuchMemoryIsAnErrorWithItsSize) {
             std::string::npos);
   EXPECT_NE(message_of([&] { device_->allocate(SIZE_MAX); }).find("cannot allocate 16.0 EiB"),
             std::string::npos);
-}
-
-// --- Matrix products
-
-struct MatmulCase {
-  const char* name;
-  MatmulCall call;
-};
-
-MatmulCall dense(int64_t batch, int64_t m, int64_t n, int64_t k, bool transpose_a = false,
-                 bool transpose_b = false) {
-  MatmulCall call;
-  call.batch = batch, call.m = m, call.n = n, call.k = k;
-  call.a_batch_stride = m * k;
-  call.a_row_stride = transpose_a ? 1 : k;
-  call.a_column_stride = transpose_a ? m : 1;
-  call.b_batch_stride = k * n;
-  call.b_row_stride = transpose_b ? 1 : n;
-  call.b_column_stride = transpose_b ? k : 1;
-  call.c_batch_stride = m * n;
-  call.c_row_stride = n;
-  return call;
-}
-
-std::vector<MatmulCase> matmul_cases() {
-  std::vector<MatmulCase> cases = {
-      {"plain", dense(1, 37, 41, 53)},
-      {"transposed A", dense(1, 37, 41, 53, true)},
-      {"transposed B", dense(1, 37, 41, 53, false, true)},
-      {"both transposed", dense(1, 37, 41, 53, true, true)},
-      {"batched", dense(5, 17, 19, 23)},
-      {"batched, transposed A", dense(5, 17, 19, 23, true)},
-      {"batched, transposed B", dense(5, 17, 19, 23, false, true)},
-      {"batched, both transposed", dense(5, 17, 19, 23, true, true)},
-      {"large enough for threads", dense(1, 200, 300, 400)},
-      {"weight gradient", dense(1, 64, 96, 1000, true)},
-      {"one row", dense(1, 1, 33, 17)},
-      {"one row, transposed B", dense(1, 1, 33, 17, false, true)},
-      {"one row, large enough for threads", dense(1, 1, 300, 700)},
-      {"one row, transposed B, large enough for threads", dense(1, 1, 300, 700, false, true)},
-      {"one row, whole blocks", dense(1, 1, 128, 256)},
-      {"one row of each", dense(3, 1, 20, 30)},
-      {"one column", dense(1, 33, 1, 17)},
-      {"one column, transposed A", dense(3, 33, 1, 17, true)},
-      {"outer product", dense(1, 33, 17, 1)},
-      {"outer product, transposed", dense(2, 33, 17, 1, true, true)},
-      {"one element", dense(1, 1, 1, 1)},
-      {"no rows", dense(1, 0, 5, 7)},
-      {"no columns", dense(1, 5, 0, 7)},
-      {"no terms", dense(2, 5, 6, 0)},
-      {"no batch", dense(0, 5, 6, 7)},
-  };
-  MatmulCall call = dense(4, 9, 10, 11);
-  call.b_batch_stride = 0;
-  cases.push_back({"one B for all, folded", call});
-  call.c_batch_stride += 3;
-  cases.push_back({"one B for all, gaps in C", call});
-  call = dense(4, 9, 10, 11);
-  call.a_batch_stride = 0;
-  cases.push_back({"one A for all", call});
-  call.b_batch_stride = 0;
-  cases.push_back({"one A and one B for all", call});
-  // Heads side by side, as attention reads them: [seq, heads, width].
-  call = dense(4, 12, 12, 8);
-  call.a_batch_stride = 8, call.a_row_stride = 32;
-  call.b_batch_stride = 8, call.b_row_stride = 1, call.b_column_stride = 32;
-  cases.push_back({"interleaved heads, Q Kt", call});
-  call = dense(4, 12, 8, 12);
-  call.b_batch_stride = 8, call.b_row_stride = 32;
-  call.c_batch_stride = 8, call.c_row_stride = 32;
-  cases.push_back({"interleaved heads, P V", call});
-  call = dense(1, 20, 15, 10);
-  call.a_row_stride = 13, call.b_row_stride = 18, call.c_row_stride = 17;
-  cases.push_back({"padded rows", call});
-  call = dense(1, 1, 15, 10);
-  call.a_column_stride = 3, call.b_row_stride = 18;
-  cases.push_back({"one row, strided, padded rows", call});
-  call.b_row_stride = 1, call.b_column_stride = 13;
-  cases.push_back({"one row, strided, padded columns", call});
-  call = dense(2, 20, 15, 10);
-  call.a_row_stride = 24, call.a_column_stride = 2, call.a_batch_stride = 500;
-  call.b_row_stride = 3, call.b_column_stride = 31, call.b_batch_stride = 470;
-  cases.push_back({"contiguous along no axis", call});
-  return cases;
-}
-
-uint16_t to_bf16(float value) {
-  uint32_t bits = std::bit_cast<uint32_t>(value);
-  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-}
-float from_bf16(uint16_t value) {
-  return std::bit_cast<float>(static_cast<uint32_t>(value) << 16);
-}
-
-TEST_F(CpuDeviceTest, MatrixProductsMatchDoublePrecision) {
-  std::mt19937 random(3);
-  std::uniform_real_distribution<float> uniform(-1, 1);
-  for (MatmulCase& c : matmul_cases())
-    for (bool bias : {false, true})
-      for (DType dtype : {DType::F32, DType::BF16}) {
-        MatmulCall call = c.call;
-        call.bias = bias;
-        call.dtype = call.result_dtype = dtype;
-        SCOPED_TRACE(concat(c.name, bias ? ", bias" : "", ", ", to_string(dtype)));
-        auto extent = [](int64_t count, int64_t stride) { return std::max<int64_t>(count - 1, 0) * stride; };
-        size_t a_size = extent(call.batch, call.a_batch_stride) + extent(call.m, call.a_row_stride) +
-                        extent(call.k, call.a_column_stride) + 1;
-        size_t b_size = extent(call.batch, call.b_batch_stride) + extent(call.k, call.b_row_stride) +
-                        extent(call.n, call.b_column_stride) + 1;
-        size_t c_size =
-            extent(call.batch, call.c_batch_stride) + extent(call.m, call.c_row_stride) + call.n + 1;
-        std::vector<float> a(a_size), b(b_size), row(call.n + 1);
-        for (std::vector<float>* values : {&a, &b, &row})
-          for (float& value : *values) value = from_bf16(to_bf16(uniform(random)));
-
-        // Results in an f32 array either way; what lies between C's rows must stay.
-        auto product = device_->matmul(call);
-        std::vector<float> result(c_size, 99.0f);
-        std::vector<float> again = result;
-        for (std::vector<float>* out : {&result, &again}) {
-          std::vector<std::vector<float>*> operands = {&a, &b};
-          if (bias) operands.push_back(&row);
-          operands.push_back(out);
-          std::vector<void*> buffers;
-          std::vector<std::vector<uint16_t>> narrow(operands.size());
-          for (size_t i = 0; i < operands.size(); ++i) {
-            for (float value : *operands[i]) narrow[i].push_back(to_bf16(value));
-            buffers.push_back(dtype == DType::F32 ? static_cast<void*>(operands[i]->data())
-                                                  : narrow[i].data());
-          }
-          product->run(buffers.data());
-          if (dtype == DType::BF16)
-            for (size_t i = 0; i < out->size(); ++i) (*out)[i] = from_bf16(narrow.back()[i]);
-        }
-        EXPECT_EQ(memcmp(result.data(), again.data(), result.size() * sizeof(float)), 0);
-
-        std::vector<double> expected(c_size, from_bf16(to_bf16(99.0f)));
-        for (int64_t batch = 0; batch < call.batch; ++batch)
-          for (int64_t i = 0; i < call.m; ++i)
-            for (int64_t j = 0; j < call.n; ++j) {
-              double sum = bias ? row[j] : 0;
-              for (int64_t l = 0; l < call.k; ++l)
-                sum +=
-                    static_cast<double>(
-                        a[batch * call.a_batch_stride + i * call.a_row_stride + l * call.a_column_stride]) *
-                    b[batch * call.b_batch_stride + l * call.b_row_stride + j * call.b_column_stride];
-              expected[batch * call.c_batch_stride + i * call.c_row_stride + j] = sum;
-            }
-        double tolerance = dtype == DType::F32 ? 1e-6 : 4e-3;
-        for (size_t i = 0; i < c_size; ++i)
-          ASSERT_NEAR(
-              result[i], expected[i],
-              tolerance * (1 + std::abs(expected[i])) * (dtype == DType::F32 ? std::sqrt(call.k + 1.0) : 1))
-              << "element " << i;
-      }
-}
-
-TEST_F(CpuDeviceTest, ImpossibleMatrixProductsAreErrors) {
-  MatmulCall call = dense(1, 4, 4, 4);
-  call.dtype = DType::F64;
-  EXPECT_NE(message_of([&] { device_->matmul(call); }).find("f64 is not supported"), std::string::npos);
-  call = dense(1, 4, 4, 4);
-  call.c_row_stride = 3;
-  EXPECT_NE(message_of([&] { device_->matmul(call); }).find("overlap"), std::string::npos);
 }
 
 // --- Opening
