@@ -286,7 +286,7 @@ class Printer {
     // One for each team of the block, a multiple of 16 bytes apart.
     const int64_t teams = schedule_.threads / schedule_.team, unit = 16 / size_of(s.dtype);
     const int64_t size = (s.size + unit - 1) / unit * unit;
-    line(concat("__shared__ alignas(16) ", type, " ", s.name, "_of_block[", teams * size, "];"));
+    line(concat("alignas(16) __shared__ ", type, " ", s.name, "_of_block[", teams * size, "];"));
     line(concat(type, "* ", s.name, " = ", s.name, "_of_block + threadIdx.x / ", schedule_.team, " * ", size,
                 ";"));
   }

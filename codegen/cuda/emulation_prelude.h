@@ -210,6 +210,7 @@ __forceinline__ long min(long a, long b) { return a < b ? a : b; }
 __forceinline__ long max(long a, long b) { return a > b ? a : b; }
 __forceinline__ unsigned __float_as_uint(float x) { return __builtin_bit_cast(unsigned, x); }
 __forceinline__ float __uint_as_float(unsigned x) { return __builtin_bit_cast(float, x); }
+__forceinline__ double __longlong_as_double(long long x) { return __builtin_bit_cast(double, x); }
 __forceinline__ int __float_as_int(float x) { return __builtin_bit_cast(int, x); }
 __forceinline__ float __int_as_float(int x) { return __builtin_bit_cast(float, x); }
 template <typename T>

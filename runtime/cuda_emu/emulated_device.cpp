@@ -103,6 +103,7 @@ class EmulatedDevice : public Device {
         kernels_(emulated_kernel_setup(), choose_thread_count(options.sharers), grid_->symbols()),
         memory_(kAlignment) {}
 
+  std::string name() const override { return "cuda_emu"; }
   std::string description() const override {
     return concat("cuda_emu: CUDA kernels emulated on the host for tests, threads in random order of seed ",
                   seed_, ", Clang ", host_compiler_version());

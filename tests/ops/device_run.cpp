@@ -93,8 +93,10 @@ void round_elements(ReferenceTensor* tensor) {
   *tensor = from_bytes(tensor->dtype, tensor->shape, to_bytes(*tensor));
 }
 
-Device& cpu_device() {
-  static const std::unique_ptr<Device> device = open_device("cpu");
+Device& shared_device(const std::string& name) {
+  static std::map<std::string, std::unique_ptr<Device>> devices;
+  std::unique_ptr<Device>& device = devices[name];
+  if (device == nullptr) device = open_device(name);
   return *device;
 }
 

@@ -21,8 +21,11 @@ void round_elements(ReferenceTensor* tensor);
 std::vector<std::byte> to_bytes(const ReferenceTensor& tensor);
 ReferenceTensor from_bytes(DType dtype, std::vector<int64_t> shape, const std::vector<std::byte>& bytes);
 
-// The device that all tests of this process share.
-Device& cpu_device();
+// The devices that all tests of this process share.
+Device& shared_device(const std::string& name);
+inline Device& cpu_device() {
+  return shared_device("cpu");
+}
 
 // A module through the whole pipeline, compiled.
 class DeviceRun {

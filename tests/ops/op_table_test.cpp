@@ -23,6 +23,7 @@ using testing::evaluate;
 using testing::OpCase;
 using testing::operand_values;
 using testing::reference_results;
+using testing::shared_device;
 using testing::Tensors;
 using testing::Tolerance;
 using testing::zeros;
@@ -89,10 +90,12 @@ Tolerance tolerance_of(const Graph& graph, const Operands& operands, const Refer
   return tolerance;
 }
 
-class OpTable : public ::testing::TestWithParam<std::string> {};
+// An op on a device.
+class OpTable : public ::testing::TestWithParam<std::tuple<std::string, std::string>> {};
 
 TEST_P(OpTable, KernelMatchesReference) {
-  std::vector<OpCase> cases = cases_of(GetParam());
+  const auto& [op, device] = GetParam();
+  std::vector<OpCase> cases = cases_of(op);
   std::vector<Operands> operands;
   Module module;
   module.name = "cases";
@@ -106,7 +109,7 @@ TEST_P(OpTable, KernelMatchesReference) {
   }
   std::optional<DeviceRun> run;
   try {
-    run.emplace(module);
+    run.emplace(module, PlanOptions{}, shared_device(device));
   } catch (const Error& error) {
     FAIL() << error.what();
   }
@@ -272,7 +275,19 @@ std::string op_name(const ::testing::TestParamInfo<std::string>& info) {
   return info.param;
 }
 
-INSTANTIATE_TEST_SUITE_P(Ops, OpTable, ::testing::ValuesIn(ops_with_cases(false)), op_name);
+std::string op_of_device(const ::testing::TestParamInfo<std::tuple<std::string, std::string>>& info) {
+  return std::get<0>(info.param);
+}
+
+INSTANTIATE_TEST_SUITE_P(Ops, OpTable,
+                         ::testing::Combine(::testing::ValuesIn(ops_with_cases(false)),
+                                            ::testing::Values("cpu")),
+                         op_of_device);
+// CUDA kernels, in a random order of threads.
+INSTANTIATE_TEST_SUITE_P(EmulatedOps, OpTable,
+                         ::testing::Combine(::testing::ValuesIn(ops_with_cases(false)),
+                                            ::testing::Values("cuda_emu")),
+                         op_of_device);
 INSTANTIATE_TEST_SUITE_P(Ops, OpGradients, ::testing::ValuesIn(ops_with_cases(true)), op_name);
 
 // ---- The table itself.
