@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "codegen/collective.h"
-#include "codegen/emitter.h"
+#include "codegen/dialect.h"
 #include "codegen/kernel.h"
 #include "graph/graph.h"
 #include "graph/op.h"

@@ -21,9 +21,8 @@ const std::string& variable_of(const Stmt& loop) {
 class RowCache {
  public:
   RowCache(const SimtSchedule& schedule, const KernelProgram& program, const std::set<std::string>& written)
-      : schedule_(schedule) {
-    for (const BufferParameter& buffer : program.buffers)
-      if (written.count(buffer.name) == 0) buffers_[buffer.name] = buffer.dtype;
+      : schedule_(schedule), written_(written) {
+    for (const BufferParameter& buffer : program.buffers) buffers_[buffer.name] = buffer.dtype;
   }
 
   std::vector<Stmt> run(const std::vector<Stmt>& body) {
@@ -40,11 +39,25 @@ class RowCache {
   // Statements one after the other: what the first of its loops has loaded the others find.
   std::vector<Stmt> block(const std::vector<Stmt>& body) {
     std::map<std::string, Row> rows;
-    for (const Stmt& s : body)
-      for (const std::string& key : keys_of(s)) ++rows[key].loops;
-    std::vector<Stmt> result;
+    std::vector<std::set<std::string>> keys_of_statement;
+    std::set<std::string> changed;  // buffers that the statements so far have stored to
     for (const Stmt& s : body) {
-      const std::set<std::string> keys = keys_of(s);
+      std::set<std::string>& keys = keys_of_statement.emplace_back(keys_of(s));
+      std::erase_if(keys, [&](const std::string& key) {
+        const std::string& buffer = loads_.at(key).node().name;
+        return written_.count(buffer) != 0 && (changed.count(buffer) != 0 || !stays_in_place(s, buffer, key));
+      });
+      for (const std::string& key : keys) ++rows[key].loops;
+      for_each_statement({s}, [&](const Stmt& inner) {
+        if (inner.kind == Stmt::kStore) changed.insert(inner.name);
+        if (inner.lookup) changed.insert(inner.lookup->y);
+        if (inner.search) changed.insert(inner.search->codes);
+      });
+    }
+    std::vector<Stmt> result;
+    for (size_t i = 0; i < body.size(); ++i) {
+      const Stmt& s = body[i];
+      const std::set<std::string>& keys = keys_of_statement[i];
       if (keys.empty()) {
         Stmt next = s;
         if (!is_distributed(s)) next.body = block(s.body);
@@ -85,6 +98,18 @@ class RowCache {
       result.push_back(std::move(next));
     }
     return result;
+  }
+
+  // Does the loop store to the buffer, if at all, only what takes the place of the element just read?
+  bool stays_in_place(const Stmt& loop, const std::string& buffer, const std::string& key) const {
+    bool stays = true;
+    for_each_statement(loop.body, [&](const Stmt& s) {
+      if (s.kind != Stmt::kStore || s.name != buffer) return;
+      ExprNode node = loads_.at(key).node();
+      node.arguments = {s.index};
+      stays = stays && key_of(Expr(std::make_shared<const ExprNode>(std::move(node))), loop) == key;
+    });
+    return stays;
   }
 
   // What a distributed loop loads element by element, whatever the element.
@@ -152,6 +177,7 @@ class RowCache {
   Expr inlined(const Expr& e) const { return kumi::inlined(e, definitions_); }
 
   const SimtSchedule& schedule_;
+  const std::set<std::string>& written_;
   std::map<std::string, DType> buffers_;
   std::map<std::string, Expr> definitions_;
   std::map<std::string, Expr> loads_;  // by key, the element's number being #

@@ -113,8 +113,10 @@ SimtSchedule choose_schedule(const Phase& phase, const KernelProgram& program) {
     schedule.vector = vector;
     schedule.team = team_for((longest + vector - 1) / vector, phase.extent);
   }
-  schedule.threads =
-      std::max(schedule.team, std::clamp(rounded_up(phase.extent * schedule.team), kWarp, kThreads));
+  // A team that is more than a warp meets at the barriers of its block.
+  schedule.threads = schedule.team > kWarp
+                         ? schedule.team
+                         : std::clamp(rounded_up(phase.extent * schedule.team), kWarp, kThreads);
   schedule.blocks = (phase.extent * schedule.team + schedule.threads - 1) / schedule.threads;
   return schedule;
 }

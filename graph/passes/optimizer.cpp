@@ -334,7 +334,7 @@ class Training {
       values.push_back(builder.read("gradient." + weight.name, weight.gradient_type));
     }
     set_place(builder);
-    for (const Reduction& how : step_reductions(options_))
+    for (const GradientReduction& how : step_reductions(options_))
       values = collective(builder, options_.mesh, how.op, how.group, values, "gradients");
     std::vector<ValueId> gradients;
     for (const std::vector<size_t>& sweep : sweeps()) {

@@ -315,7 +315,7 @@ class Gradient : Rebuild {
       names.push_back("grad." + section.state);
     }
     builder_.scope = unit.scope;
-    for (const Reduction& how : micro_batch_reductions(options_))
+    for (const GradientReduction& how : micro_batch_reductions(options_))
       flats = collective(builder_, options_.mesh, how.op, how.group, flats, "reduced");
     for (size_t i = 0; i < flats.size(); ++i) new_.outputs.push_back({names[i], flats[i]});
   }
@@ -451,7 +451,7 @@ std::string replica_name(const std::string& flat_state) {
   return "replica." + flat_state;
 }
 
-std::vector<Reduction> micro_batch_reductions(const PlanOptions& options) {
+std::vector<GradientReduction> micro_batch_reductions(const PlanOptions& options) {
   const bool accumulates = options.optimizer.accumulation > 1;
   switch (options.sharding) {
     case ShardingMode::kDdp:
@@ -470,7 +470,7 @@ std::vector<Reduction> micro_batch_reductions(const PlanOptions& options) {
   return {};
 }
 
-std::vector<Reduction> step_reductions(const PlanOptions& options) {
+std::vector<GradientReduction> step_reductions(const PlanOptions& options) {
   if (!is_sharded(options) || options.optimizer.accumulation == 1) return {};
   switch (options.sharding) {
     case ShardingMode::kDdp:

@@ -38,15 +38,15 @@ bool is_sharded(const PlanOptions& options);
 std::string replica_name(const std::string& flat_state);
 
 // A collective that the optimizer has to build: its op and the group it runs over.
-struct Reduction {
+struct GradientReduction {
   std::string op;
   MeshGroup group;
 };
 // How gradients are reduced, one reduction after the other: in each run of "gradient", and once a step in
 // "update", before they are used. With one micro-batch a step all is in "gradient", where it overlaps with
 // the backward pass.
-std::vector<Reduction> micro_batch_reductions(const PlanOptions& options);
-std::vector<Reduction> step_reductions(const PlanOptions& options);
+std::vector<GradientReduction> micro_batch_reductions(const PlanOptions& options);
+std::vector<GradientReduction> step_reductions(const PlanOptions& options);
 // A collective over the group of the mesh; the values as they are if that is a single rank.
 std::vector<ValueId> collective(GraphBuilder& builder, const Mesh& mesh, const std::string& op,
                                 MeshGroup group, const std::vector<ValueId>& values,

@@ -110,6 +110,11 @@ TEST_P(Golden, TrainingHasTheSameLossesAndWeights) {
   train_and_compare({});
 }
 
+// By CUDA kernels, whose threads come in random order.
+TEST_P(Golden, TrainingOnTheEmulatedGpuHasTheSameLossesAndWeights) {
+  train_and_compare({"--set", "device=cuda_emu"});
+}
+
 // Products in bf16. The logits are rounded to it, by up to 2^-8 of their size, and what leads to them is as
 // well; each label's loss is off by the error of its logits, at random, and the mean over N labels by
 // 1 / sqrt(N) of that. With logits of about 1 and some hundred labels that is far below a thousandth of a
