@@ -185,7 +185,9 @@ class PlanMaker {
       LoweredGroup lowered = lower_group(graph, uses, unit, dialect_);
       step.name = lowered.program.name;
       for (ValueId value : lowered.buffers) add_buffer(graph, value, &step);
-      step.kernel = add_kernel(std::move(lowered.program), step.buffers);
+      std::vector<StridedShape> layouts;
+      for (ValueId value : lowered.buffers) layouts.push_back(strided_shape(graph.values[value]));
+      step.kernel = add_kernel(std::move(lowered.program), step.buffers, layouts);
     } else {
       throw Error("the op '" + node.op + "' has no lowering");
     }
@@ -291,7 +293,7 @@ class PlanMaker {
     Buffer to = builder.buffer("target", type.dtype, true);
     int64_t count = element_count(type.shape).number();
     builder.parallel(count, count, [&](Expr i) { builder.store(to, i, filling); }, LoopKind::kVector);
-    add_kernel_step(graph, node, type, builder.program(), {target.slot}, graph_plan);
+    add_kernel_step(graph, node, type, builder.program(), {target}, graph_plan);
   }
 
   // A state that is written before its old value is used up is copied out of its storage.
@@ -324,23 +326,31 @@ class PlanMaker {
           copy(full);
         });
       });
-    add_kernel_step(graph, node, type, builder.program(), {source.slot, target.slot}, graph_plan);
+    add_kernel_step(graph, node, type, builder.program(), {source, target}, graph_plan);
   }
 
   void add_kernel_step(const Graph& graph, const Node& node, const Type& type, const KernelProgram& program,
-                       const std::vector<BufferSlot>& buffers, GraphPlan* graph_plan) {
+                       const std::vector<Window>& windows, GraphPlan* graph_plan) {
     Step step;
     step.name = program.name;
     step.node = static_cast<NodeId>(&node - graph.nodes.data());
     step.scope = node.scope;
-    step.kernel = add_kernel(program, buffers);
-    step.buffers = buffers;
-    step.cost.bytes = static_cast<double>(byte_count(type)) * static_cast<double>(buffers.size());
+    std::vector<StridedShape> layouts;
+    for (const Window& window : windows) {
+      step.buffers.push_back(window.slot);
+      layouts.push_back(window.layout);
+    }
+    step.kernel = add_kernel(program, step.buffers, layouts);
+    step.cost.bytes = static_cast<double>(byte_count(type)) * static_cast<double>(windows.size());
     add_step(std::move(step), graph_plan);
   }
 
-  int32_t add_kernel(KernelProgram program, const std::vector<BufferSlot>& buffers) {
-    for (size_t i = 0; i < buffers.size(); ++i) program.buffers[i].alignment = alignment_of(buffers[i]);
+  int32_t add_kernel(KernelProgram program, const std::vector<BufferSlot>& buffers,
+                     const std::vector<StridedShape>& layouts) {
+    for (size_t i = 0; i < buffers.size(); ++i) {
+      program.buffers[i].alignment = alignment_of(buffers[i]);
+      program.buffers[i].elements = elements_of(layouts[i]);
+    }
     Kernel kernel = emit(program, dialect_);
     // Extents are arguments of the generated code: equal sources may differ in them.
     std::string key = kernel.source;
@@ -348,6 +358,13 @@ class PlanMaker {
     auto [found, is_new] = kernel_index_.emplace(key, static_cast<int32_t>(plan_.kernels.size()));
     if (is_new) plan_.kernels.push_back(std::move(kernel));
     return found->second;
+  }
+
+  static int64_t elements_of(const StridedShape& layout) {
+    int64_t last = 0;
+    for (size_t i = 0; i < layout.shape.size(); ++i)
+      last += std::max<int64_t>(layout.shape[i] - 1, 0) * layout.strides[i];
+    return last + 1;
   }
 
   // Bytes that divide the slot's address: arena and states begin at multiples of kBufferAlignment.

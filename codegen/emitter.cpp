@@ -84,10 +84,25 @@ int precedence(const std::string& op) {
 constexpr int kUnaryPrecedence = 12;
 constexpr int kSelectPrecedence = 2;
 
+// Division and modulo of 64 bits take a GPU some 100 instructions, and each index two registers.
+bool has_short_indices(const KernelProgram& program) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  const auto is_short = [](const BufferParameter& buffer) {
+    return buffer.dtype != DType::I64 && buffer.elements > 0 && buffer.elements <= kMost;
+  };
+  const auto is_small = [](const Phase& phase) {
+    const SimtSchedule& schedule = phase.schedule;
+    return phase.extent <= kMost && schedule.blocks * schedule.threads * schedule.vector <= kMost;
+  };
+  return std::all_of(program.buffers.begin(), program.buffers.end(), is_short) &&
+         std::all_of(program.phases.begin(), program.phases.end(), is_small);
+}
+
 class Printer {
  public:
   Printer(const KernelProgram& program, const Dialect& dialect) : program_(program), dialect_(dialect) {
     for (const BufferParameter& buffer : program.buffers) element_types_[buffer.name] = buffer.dtype;
+    index_ = dialect.is_simt && has_short_indices(program) ? "int" : "long";
   }
 
   Kernel print() {
@@ -110,6 +125,9 @@ class Printer {
   }
 
  private:
+  // Of a value in a register.
+  std::string value_type(DType dtype) const { return dtype == DType::I64 ? index_ : c_type(dtype); }
+
   void line(const std::string& text) {
     if (!text.empty()) out_ += std::string(2 * depth_, ' ') + text;
     out_ += "\n";
@@ -148,10 +166,12 @@ class Printer {
     line(concat("KUMI_KERNEL(", symbol, ", ", program_.buffers.size(), ", ", schedule.threads, ") {"));
     ++depth_;
     declare_buffers(phase, "buffers.data");
-    const std::string thread = concat("((long)blockIdx.x * ", schedule.threads, " + threadIdx.x)");
-    if (schedule.team > 1) line(concat("const long ", kLaneName, " = threadIdx.x % ", schedule.team, ";"));
+    const std::string thread =
+        concat("((", index_, ")blockIdx.x * ", schedule.threads, " + (", index_, ")threadIdx.x)");
+    if (schedule.team > 1)
+      line(concat("const ", index_, " ", kLaneName, " = threadIdx.x % ", schedule.team, ";"));
     const int64_t step = phase.loop == LoopKind::kVector ? schedule.vector : 1;
-    line(concat("const long ", phase.variable, " = ", thread,
+    line(concat("const ", index_, " ", phase.variable, " = ", thread,
                 schedule.team > 1 ? concat(" / ", schedule.team) : "", step > 1 ? concat(" * ", step) : "",
                 ";"));
     if (schedule.blocks * schedule.threads / schedule.team * step != phase.extent)
@@ -208,8 +228,8 @@ class Printer {
     switch (s.kind) {
       case Stmt::kFor:
         print_loop_pragma(s.loop, s.body);
-        line("for (long " + s.name + " = " + text(s.begin) + "; " + s.name + " < " + text(s.end) + "; " +
-             (s.step ? s.name + " += " + text(s.step) : "++" + s.name) + ") {");
+        line("for (" + index_ + " " + s.name + " = " + text(s.begin) + "; " + s.name + " < " + text(s.end) +
+             "; " + (s.step ? s.name + " += " + text(s.step) : "++" + s.name) + ") {");
         ++depth_;
         for (const Stmt& inner : s.body) print(inner);
         --depth_;
@@ -219,7 +239,7 @@ class Printer {
         print_reduction(s);
         break;
       case Stmt::kDeclare:
-        line(std::string(s.constant ? "const " : "") + c_type(s.dtype) + " " + s.name + " = " +
+        line(std::string(s.constant ? "const " : "") + value_type(s.dtype) + " " + s.name + " = " +
              text(s.value) + ";");
         break;
       case Stmt::kAssign:
@@ -334,13 +354,13 @@ class Printer {
   void print_reduction(const Stmt& s) {
     bool sum = s.reduction == Reduction::kSum;
     std::string initial = sum ? "0" : s.dtype == DType::F64 ? "-KUMI_INFINITY_F64" : "-KUMI_INFINITY";
-    line(std::string(c_type(s.dtype)) + " " + s.name + " = " + initial + ";");
+    line(value_type(s.dtype) + " " + s.name + " = " + initial + ";");
     line("{");
     ++depth_;
     pragma(dialect_.reduction_block_begin);
     pragma(dialect_.reduction_pragma);
-    line("for (long " + s.variable + " = " + text(s.begin) + "; " + s.variable + " < " + text(s.end) +
-         "; ++" + s.variable + ") {");
+    line("for (" + index_ + " " + s.variable + " = " + text(s.begin) + "; " + s.variable + " < " +
+         text(s.end) + "; ++" + s.variable + ") {");
     ++depth_;
     for (const Stmt& inner : s.body) print(inner);
     if (sum)
@@ -411,7 +431,7 @@ class Printer {
         return kSelectPrecedence < outer ? "(" + spelled + ")" : spelled;
       }
       case ExprNode::kCast:
-        return "(" + std::string(c_type(node.dtype)) + ")" + text(node.arguments[0], kUnaryPrecedence + 1);
+        return "(" + value_type(node.dtype) + ")" + text(node.arguments[0], kUnaryPrecedence + 1);
     }
     return "";
   }
@@ -419,6 +439,7 @@ class Printer {
   const KernelProgram& program_;
   const Dialect& dialect_;
   std::map<std::string, DType> element_types_;
+  std::string index_;      // the type of indices
   SimtSchedule schedule_;  // of the phase being printed
   std::string out_;
   int depth_ = 0;

@@ -193,6 +193,7 @@ struct BufferParameter {
   bool written = false;
   std::string comment;    // "x: f32[2, 32, 64]"
   int64_t alignment = 0;  // bytes that divide its address; 0: unknown
+  int64_t elements = 0;   // from the first that is used to the last; 0: unknown
 };
 
 // How the threads of a GPU share the iterations of a phase: `team` threads next to each other work on one,
