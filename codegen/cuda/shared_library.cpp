@@ -32,6 +32,31 @@ std::string alternatives(const std::vector<std::string>& words) {
   return text;
 }
 
+std::vector<fs::path> named_toolkits() {
+  std::vector<fs::path> toolkits;
+  for (const char* variable : {"CUDA_PATH", "CUDA_HOME"})
+    if (const char* value = getenv(variable); value != nullptr && *value != '\0') toolkits.push_back(value);
+  return toolkits;
+}
+
+// Newest first.
+std::vector<fs::path> installed_toolkits() {
+  std::vector<fs::path> toolkits = entries_of("/usr/local", "cuda");
+  std::reverse(toolkits.begin(), toolkits.end());
+  return toolkits;
+}
+
+// Where toolkits keep their libraries.
+std::vector<fs::path> library_directories(const std::vector<fs::path>& toolkits) {
+  std::vector<fs::path> directories;
+  for (const fs::path& toolkit : toolkits) {
+    directories.push_back(toolkit / "lib64");
+    directories.push_back(toolkit / "lib");
+    for (const fs::path& target : entries_of(toolkit / "targets", "")) directories.push_back(target / "lib");
+  }
+  return directories;
+}
+
 fs::path path_of(void* handle) {
   link_map* map = nullptr;
   if (dlinfo(handle, RTLD_DI_LINKMAP, &map) != 0 || map == nullptr) return {};
@@ -54,11 +79,12 @@ SharedLibrary::SharedLibrary(const LibrarySearch& search) : search_(search) {
       reason = text == nullptr ? file.string() : text;
     return false;
   };
+  const std::vector<fs::path> named = library_directories(named_toolkits());
+  const std::vector<fs::path> installed = library_directories(installed_toolkits());
   for (const std::string& soname : search.sonames) {
-    if (open(soname)) break;
-    const std::vector<fs::path> directories = cuda_library_directories();
-    if (std::any_of(directories.begin(), directories.end(),
-                    [&](const fs::path& directory) { return open(directory / soname); }))
+    auto open_in = [&](const fs::path& directory) { return open(directory / soname); };
+    if (std::any_of(named.begin(), named.end(), open_in) || open(soname) ||
+        std::any_of(installed.begin(), installed.end(), open_in))
       break;
   }
   if (handle_ == nullptr) {
@@ -82,26 +108,6 @@ void* SharedLibrary::function(const char* symbol) const {
                        " is too old: it has no ", symbol))
         .hint(search_.hint);
   return address;
-}
-
-std::vector<fs::path> cuda_library_directories() {
-  std::vector<fs::path> toolkits;
-  for (const char* variable : {"CUDA_PATH", "CUDA_HOME"})
-    if (const char* value = getenv(variable); value != nullptr && *value != '\0') toolkits.push_back(value);
-  std::vector<fs::path> installed = entries_of("/usr/local", "cuda");
-  std::reverse(installed.begin(), installed.end());
-  toolkits.insert(toolkits.end(), installed.begin(), installed.end());
-
-  std::vector<fs::path> directories;
-  for (const fs::path& toolkit : toolkits) {
-    std::vector<fs::path> candidates = {toolkit / "lib64", toolkit / "lib"};
-    for (const fs::path& target : entries_of(toolkit / "targets", "")) candidates.push_back(target / "lib");
-    for (const fs::path& candidate : candidates) {
-      std::error_code failure;
-      if (fs::is_directory(candidate, failure)) directories.push_back(candidate);
-    }
-  }
-  return directories;
 }
 
 std::vector<std::string> cuda_sonames(const std::string& stem, int newest) {

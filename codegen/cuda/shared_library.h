@@ -31,8 +31,9 @@ struct LibrarySearch {
 
 class SharedLibrary {
  public:
-  // Each name in turn by the system's own search, then in the directories below. Throws Error saying what is
-  // missing, or why it cannot be opened. It stays open as long as the process.
+  // Each name in turn, in the directories of a toolkit that the environment names (CUDA_PATH, CUDA_HOME), by
+  // the system's own search, and in those of the toolkits in /usr/local. Throws Error saying what is missing,
+  // or why it cannot be opened. It stays open as long as the process.
   explicit SharedLibrary(const LibrarySearch& search);
 
   // Throws Error that the library is too old if it has no such function.
@@ -45,10 +46,6 @@ class SharedLibrary {
   void* handle_ = nullptr;
   std::filesystem::path path_;
 };
-
-// Where toolkits keep their libraries, those that exist: lib64, lib and targets/*/lib of $CUDA_PATH,
-// $CUDA_HOME and /usr/local/cuda*, newest first.
-std::vector<std::filesystem::path> cuda_library_directories();
 
 // "libnvrtc.so.13", "libnvrtc.so.12" for the versions of CUDA that Kumi knows, newest first, but none newer
 // than `newest`: a driver runs what its own version of CUDA or an older one has made.
