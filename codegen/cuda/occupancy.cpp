@@ -12,8 +12,8 @@ constexpr int64_t kKiB = 1024;
 
 // Compute capability; warps, blocks, shared memory of a multiprocessor, and of a block; barriers.
 constexpr MultiprocessorLimits kLimits[] = {
-    {80, 64, 32, 164 * kKiB, 163 * kKiB, 64},  {86, 48, 16, 100 * kKiB, 99 * kKiB, 16},
-    {89, 48, 24, 100 * kKiB, 99 * kKiB, 24},   {90, 64, 32, 228 * kKiB, 227 * kKiB, 64},
+    {80, 64, 32, 164 * kKiB, 163 * kKiB, 0},   {86, 48, 16, 100 * kKiB, 99 * kKiB, 0},
+    {89, 48, 24, 100 * kKiB, 99 * kKiB, 0},    {90, 64, 32, 228 * kKiB, 227 * kKiB, 64},
     {100, 64, 32, 228 * kKiB, 227 * kKiB, 64}, {120, 48, 24, 100 * kKiB, 99 * kKiB, 24},
 };
 
@@ -68,7 +68,7 @@ Occupancy occupancy(const MultiprocessorLimits& limits, const CudaFunctionReport
   at_most(limits.blocks, "blocks");
   at_most(blocks_by_registers(function.registers, warps), "registers");
   at_most(shared_fits ? limits.shared_bytes / shared : 0, "shared memory");
-  if (function.barriers > 0) at_most(limits.barriers / function.barriers, "barriers");
+  if (function.barriers > 0 && limits.barriers > 0) at_most(limits.barriers / function.barriers, "barriers");
   result.warps = result.blocks * warps;
   result.of_most = static_cast<double>(result.warps) / static_cast<double>(limits.warps);
   return result;

@@ -19,7 +19,7 @@ struct MultiprocessorLimits {
   int64_t blocks = 0;
   int64_t shared_bytes = 0;            // of all its blocks
   int64_t shared_bytes_per_block = 0;  // that one block can have, if it asks for more than 48 KiB at launch
-  int64_t barriers = 0;
+  int64_t barriers = 0;                // of all its blocks; 0: they keep no block out
 
   // The same on all of them.
   static constexpr int64_t kRegisters = 65536;

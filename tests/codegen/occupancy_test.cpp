@@ -1,9 +1,15 @@
-// Occupancy against values computed by hand from the limits of the CUDA C++ Programming Guide.
+// Occupancy against values computed by hand from the limits of the CUDA C++ Programming Guide, and against
+// the toolkit's own calculator where its header is here.
 #include "codegen/cuda/occupancy.h"
 
 #include <gtest/gtest.h>
 
+#include <climits>
 #include <string>
+
+#if __has_include(<cuda_occupancy.h>)
+#include <cuda_occupancy.h>
+#endif
 
 #include "graph/error.h"
 
@@ -45,8 +51,9 @@ TEST(Occupancy, AgreesWithHandComputedValues) {
       // All that a block can have, and a byte more.
       {"sm_80", 128, 32, 163 * 1024, 1, 1, 4, "shared memory"},
       {"sm_80", 128, 32, 163 * 1024 + 1, 1, 0, 0, "shared memory"},
-      // 16 barriers for blocks of 2 each.
-      {"sm_86", 64, 32, 0, 2, 8, 16, "barriers"},
+      // 24 barriers for blocks of 2 each; on older ones they keep no block out.
+      {"sm_120", 32, 32, 0, 2, 12, 12, "barriers"},
+      {"sm_86", 32, 32, 0, 2, 16, 16, "blocks"},
       // A part of a warp takes a whole one.
       {"sm_80", 33, 32, 0, 0, 32, 64, "warps"},
       {"sm_80", 1025, 32, 0, 0, 0, 0, "threads of a block"},
@@ -66,6 +73,51 @@ TEST(Occupancy, AgreesWithHandComputedValues) {
     EXPECT_STREQ(result.limit, one.limit);
     EXPECT_DOUBLE_EQ(result.of_most, static_cast<double>(one.warps) / static_cast<double>(limits.warps));
   }
+}
+
+TEST(Occupancy, AgreesWithTheToolkitsCalculator) {
+#if __has_include(<cuda_occupancy.h>)
+  for (const char* architecture : {"sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"}) {
+    const MultiprocessorLimits& limits = multiprocessor_limits(architecture);
+    cudaOccDeviceProp device;
+    device.computeMajor = limits.compute_capability / 10;
+    device.computeMinor = limits.compute_capability % 10;
+    device.maxThreadsPerBlock = 1024;
+    device.maxThreadsPerMultiprocessor = static_cast<int>(limits.warps) * 32;
+    device.regsPerBlock = device.regsPerMultiprocessor = 65536;
+    device.warpSize = 32;
+    device.sharedMemPerBlock = 48 * 1024;
+    device.sharedMemPerMultiprocessor = static_cast<size_t>(limits.shared_bytes);
+    device.numSms = 1;
+    device.sharedMemPerBlockOptin = static_cast<size_t>(limits.shared_bytes_per_block);
+    device.reservedSharedMemPerBlock = 1024;
+    const cudaOccDeviceState state;
+    for (int threads : {1, 32, 33, 96, 128, 256, 512, 768, 1024})
+      for (int registers = 1; registers <= 255; registers += 2)
+        for (int shared : {0, 1, 100, 1024, 5000, 16384, 20000, 49152})
+          for (int barriers : {0, 1, 2}) {
+            cudaOccFuncAttributes attributes;
+            attributes.maxThreadsPerBlock = INT_MAX;
+            attributes.numRegs = registers;
+            attributes.sharedSizeBytes = static_cast<size_t>(shared);
+            attributes.partitionedGCConfig = PARTITIONED_GC_OFF;
+            attributes.shmemLimitConfig = FUNC_SHMEM_LIMIT_OPTIN;
+            attributes.maxDynamicSharedSizeBytes = 0;
+            attributes.numBlockBarriers = barriers;
+            cudaOccResult toolkits;
+            ASSERT_EQ(
+                cudaOccMaxActiveBlocksPerMultiprocessor(&toolkits, &device, &attributes, &state, threads, 0),
+                CUDA_OCC_SUCCESS);
+            CudaFunctionReport function;
+            function.registers = registers, function.shared_bytes = shared, function.barriers = barriers;
+            ASSERT_EQ(occupancy(limits, function, threads).blocks, toolkits.activeBlocksPerMultiprocessor)
+                << architecture << ", " << threads << " threads, " << registers << " registers, " << shared
+                << " bytes, " << barriers << " barriers";
+          }
+  }
+#else
+  GTEST_SKIP() << "needs cuda_occupancy.h of the CUDA toolkit";
+#endif
 }
 
 TEST(Occupancy, UnknownArchitecturesAreErrors) {
