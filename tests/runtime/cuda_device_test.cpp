@@ -323,6 +323,15 @@ TEST_F(CudaDeviceTest, ABiasOfAnotherTypeComesFirst) {
   log();
   run_matmul(*device_, *product, MatmulValues(call, 1));
   EXPECT_EQ(log(), "launch matmul_bias_0 1 x 256\nmatmul 1\n");
+  // The kernel compiles for all types.
+  for (auto [dtype, result_dtype] : {std::pair(DType::F32, DType::F32),
+                                     {DType::BF16, DType::BF16},
+                                     {DType::F16, DType::F16},
+                                     {DType::F16, DType::F32}}) {
+    MatmulCall other = call;
+    other.dtype = dtype, other.result_dtype = result_dtype, other.k = 0, other.accumulate = true;
+    EXPECT_NO_THROW(device_->matmul(other));
+  }
   // Without terms there is only the bias, or nothing to do.
   call.k = 0;
   product = device_->matmul(call);
