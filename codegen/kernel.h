@@ -41,6 +41,14 @@ struct Kernel {
   bool operator==(const Kernel&) const = default;
 };
 
+// How the kernels of a program came to be.
+struct CompileStatistics {
+  int64_t kernels = 0;     // asked for
+  int64_t distinct = 0;    // after equal sources are merged
+  int64_t cache_hits = 0;  // of the distinct ones, loaded from disk
+  double seconds = 0;      // wall time, compiling and loading
+};
+
 // A matrix product by the device's library:
 //   C[b] = A[b] B[b] (+ bias) (+ C[b])   for b in [0, batch), A[b]: m x k, B[b]: k x n, C[b]: m x n.
 // Element (i, j) of A[b] is at a[b * a_batch_stride + i * a_row_stride + j * a_column_stride], in

@@ -71,6 +71,7 @@ int run_on_threads(const RanksRequest& request, const std::function<int(const Ra
         Rank rank;
         rank.communicator = communicators[static_cast<size_t>(r)].get();
         rank.device.sharers = static_cast<int>(mesh.ranks());
+        rank.device.index = static_cast<int>(r);
         rank.owns_process = r == 0;
         try {
           const int own = work(rank);
@@ -135,7 +136,9 @@ int run_on_ranks(const RanksRequest& request, const std::function<int(const Rank
     throw unfilled(communicator->mesh().ranks(), request);
   Rank rank;
   rank.communicator = communicator.get();
+  // A machine's ranks follow each other, and machines have equally many, as in the mesh.
   rank.device.sharers = static_cast<int>(communicator->ranks_on_host());
+  rank.device.index = static_cast<int>(communicator->rank() % communicator->ranks_on_host());
   try {
     return work(rank);
   } catch (...) {

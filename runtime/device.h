@@ -13,19 +13,13 @@
 
 namespace kumi {
 
-// Something a plan launches, ready to run. Holds no policy: buffers in, work done on return.
+// Something a plan launches, ready to run. Holds no policy: buffers in, work done on return, or queued on a
+// device that works beside its caller: then what is run and copied later waits for it, and copy_to_host
+// returns when it is done.
 class Callable {
  public:
   virtual ~Callable() = default;
   virtual void run(void* const* buffers) = 0;
-};
-
-// How the kernels of a program came to be.
-struct CompileStatistics {
-  int64_t kernels = 0;     // asked for
-  int64_t distinct = 0;    // after equal sources are merged
-  int64_t cache_hits = 0;  // of the distinct ones, loaded from disk
-  double seconds = 0;      // wall time, compiling and loading
 };
 
 class Device {
@@ -53,6 +47,8 @@ class Device {
 struct DeviceOptions {
   // Of the ranks on one machine each gets an equal part of it; 1: all of it.
   int sharers = 1;
+  // Which of them this is, from 0.
+  int index = 0;
 };
 
 // Opens a device by name ("cpu"). Throws Error saying which plugin is missing and why.

@@ -1,0 +1,197 @@
+#include "runtime/cuda/cuda_device.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <limits>
+#include <map>
+#include <string_view>
+#include <thread>
+#include <utility>
+
+#include "codegen/cuda/cuda_compiler.h"
+#include "codegen/cuda/nvrtc_compiler.h"
+#include "codegen/cuda/occupancy.h"
+#include "graph/error.h"
+#include "runtime/cuda/bias_kernel.h"
+#include "runtime/cuda/cublaslt_matmul.h"
+#include "runtime/cuda/cuda_context.h"
+#include "runtime/cuda/matmul_layout.h"
+
+namespace kumi {
+namespace {
+
+// A cubin on the GPU.
+class CudaModule {
+ public:
+  CudaModule(std::shared_ptr<const CudaContext> context, const std::string& cubin, const std::string& name)
+      : context_(std::move(context)) {
+    context_->make_current();
+    context_->check(context_->driver().cuModuleLoadData(&module_, cubin.data()), "load the kernel '", name,
+                    "'");
+  }
+  ~CudaModule() {
+    context_->try_make_current();
+    context_->driver().cuModuleUnload(module_);  // fails without consequence where the context is lost
+  }
+  CudaModule(const CudaModule&) = delete;
+  CudaModule& operator=(const CudaModule&) = delete;
+
+  const CudaContext& context() const { return *context_; }
+  CUfunction function(const std::string& symbol, const std::string& name) const {
+    CUfunction function = nullptr;
+    context_->check(context_->driver().cuModuleGetFunction(&function, module_, symbol.c_str()),
+                    "find the function ", symbol, " of the kernel '", name, "'");
+    return function;
+  }
+
+ private:
+  std::shared_ptr<const CudaContext> context_;
+  CUmodule module_ = nullptr;
+};
+
+class CudaKernel : public Callable {
+ public:
+  CudaKernel(const Kernel& kernel, std::shared_ptr<const CudaModule> module)
+      : name_(kernel.name), module_(std::move(module)) {
+    for (const KernelPhase& phase : kernel.phases) {
+      if (phase.extent <= 0) continue;
+      if (phase.blocks < 1 || phase.blocks > std::numeric_limits<int32_t>::max() || phase.threads < 1 ||
+          phase.threads > MultiprocessorLimits::kThreadsPerBlock)
+        throw Error(concat("the kernel '", name_, "' cannot be launched on CUDA: its phase ", phase.symbol,
+                           " has ", phase.blocks, " blocks of ", phase.threads, " threads"));
+      launches_.push_back({module_->function(phase.symbol, name_), static_cast<unsigned>(phase.blocks),
+                           static_cast<unsigned>(phase.threads)});
+    }
+  }
+
+  void run(void* const* buffers) override {
+    const CudaContext& context = module_->context();
+    context.make_current();
+    // The one parameter is the array of addresses, by value.
+    void* parameters[] = {const_cast<void**>(buffers)};
+    for (const Launch& launch : launches_)
+      context.check(context.driver().cuLaunchKernel(launch.function, launch.blocks, 1, 1, launch.threads, 1,
+                                                    1, 0, context.stream(), parameters, nullptr),
+                    "start the kernel '", name_, "'");
+  }
+
+ private:
+  struct Launch {
+    CUfunction function = nullptr;
+    unsigned blocks = 0, threads = 0;
+  };
+  std::string name_;
+  std::shared_ptr<const CudaModule> module_;
+  std::vector<Launch> launches_;
+};
+
+// One after the other, with the same buffers but for those that the second does not take.
+class BiasThenMatmul : public Callable {
+ public:
+  BiasThenMatmul(std::unique_ptr<Callable> bias, std::unique_ptr<Callable> matmul)
+      : bias_(std::move(bias)), matmul_(std::move(matmul)) {}
+
+  void run(void* const* buffers) override {
+    bias_->run(buffers);
+    void* const without_bias[] = {buffers[0], buffers[1], buffers[3]};
+    matmul_->run(without_bias);
+  }
+
+ private:
+  std::unique_ptr<Callable> bias_, matmul_;
+};
+
+class Nothing : public Callable {
+ public:
+  void run(void* const*) override {}
+};
+
+class CudaDevice : public Device {
+ public:
+  explicit CudaDevice(const DeviceOptions& options) : context_(std::make_shared<CudaContext>(options.index)) {
+    const int cores = static_cast<int>(std::thread::hardware_concurrency());
+    compiler_ = make_nvrtc_compiler("the device 'cuda'", std::max(1, cores / std::max(1, options.sharers)),
+                                    context_->driver_version() / 1000);
+    architecture_ = cuda_architecture(context_->compute_capability(), compiler_->compute_capabilities());
+    const char* tf32 = getenv("KUMI_TF32");
+    precision_.tf32 = tf32 != nullptr && std::string_view(tf32) == "1";
+  }
+
+  std::string description() const override {
+    return concat("cuda: ", context_->description(), ", ", compiler_->version());
+  }
+
+  void* allocate(size_t bytes) override {
+    void* const memory = context_->allocate(bytes);
+    context_->synchronize();
+    return memory;
+  }
+  void free(void* memory) override { context_->free(memory); }
+  void copy_from_host(void* device_memory, const void* host_memory, size_t bytes) override {
+    context_->copy_from_host(device_memory, host_memory, bytes);
+  }
+  void copy_to_host(void* host_memory, const void* device_memory, size_t bytes) override {
+    context_->copy_to_host(host_memory, device_memory, bytes);
+  }
+
+  std::vector<std::unique_ptr<Callable>> compile(const std::vector<Kernel>& kernels,
+                                                 CompileStatistics* statistics) override {
+    auto start = std::chrono::steady_clock::now();
+    const std::vector<std::shared_ptr<const CudaBinary>> binaries =
+        compiler_->compile(kernels, architecture_, statistics);
+    std::map<const CudaBinary*, std::shared_ptr<const CudaModule>> modules;
+    std::vector<std::unique_ptr<Callable>> callables;
+    for (size_t i = 0; i < kernels.size(); ++i) {
+      std::shared_ptr<const CudaModule>& module = modules[binaries[i].get()];
+      if (module == nullptr)
+        module = std::make_shared<CudaModule>(context_, binaries[i]->cubin, kernels[i].name);
+      callables.push_back(std::make_unique<CudaKernel>(kernels[i], module));
+    }
+    if (statistics != nullptr)
+      statistics->seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return callables;
+  }
+
+  std::unique_ptr<Callable> matmul(const MatmulCall& call) override {
+    check_cuda_matmul(call);
+    if (call.batch == 0 || call.m == 0 || call.n == 0) return std::make_unique<Nothing>();
+    if (call.k == 0) {
+      if (call.accumulate && !call.bias) return std::make_unique<Nothing>();
+      return add_bias(call);
+    }
+    if (cublaslt_ == nullptr) cublaslt_ = std::make_shared<CublasLt>(context_);
+    std::unique_ptr<Callable> whole;
+    if (!call.bias || call.dtype == call.result_dtype)
+      whole = make_cublaslt_matmul(call, precision_, cublaslt_);
+    if (whole != nullptr) return whole;
+    if (call.bias) {
+      MatmulCall rest = call;
+      rest.bias = false;
+      rest.accumulate = true;
+      if (std::unique_ptr<Callable> product = make_cublaslt_matmul(rest, precision_, cublaslt_))
+        return std::make_unique<BiasThenMatmul>(add_bias(call), std::move(product));
+    }
+    throw Error(concat(cublaslt_->version(), " has no algorithm for ", sizes_text(call), " in ",
+                       to_string(call.dtype), " with a result in ", to_string(call.result_dtype)));
+  }
+
+ private:
+  std::unique_ptr<Callable> add_bias(const MatmulCall& call) {
+    return std::move(compile({bias_kernel(call)}, nullptr).front());
+  }
+
+  std::shared_ptr<const CudaContext> context_;
+  std::unique_ptr<CudaCompiler> compiler_;
+  std::string architecture_;
+  MatmulPrecision precision_;
+  std::shared_ptr<const CublasLt> cublaslt_;  // from the first product on
+};
+
+}  // namespace
+
+std::unique_ptr<Device> make_cuda_device(const DeviceOptions& options) {
+  return std::make_unique<CudaDevice>(options);
+}
+
+}  // namespace kumi

@@ -1,0 +1,270 @@
+// A driver of CUDA without a GPU, for tests of the CUDA device: memory is the host's, work is queued and done
+// only when it is waited for, a context has to be current, and what is called is logged. It runs no code of
+// kernels, but knows two by their names: add_one_0 and double_0, which work on the floats of their first
+// buffer.
+//
+// Environment: FAKE_CUDA_DEVICES, FAKE_CUDA_MEMORY (bytes), FAKE_CUDA_DRIVER (13000), and FAKE_CUDA_FAIL, the
+// name of a function that fails with FAKE_CUDA_ERROR.
+#include <cuda.h>
+#include <elf.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <string>
+#include <string_view>
+
+#include "tests/fake_cuda/fake_stream.h"
+
+#define FAKE extern "C" [[gnu::visibility("default")]]
+
+namespace {
+
+std::string log_text;
+std::map<CUdeviceptr, size_t> allocated;
+thread_local CUcontext current = nullptr;
+int contexts = 0;
+
+size_t number(const char* variable, size_t otherwise) {
+  const char* value = getenv(variable);
+  return value == nullptr ? otherwise : strtoull(value, nullptr, 10);
+}
+
+// What a function that needs no context begins with.
+CUresult begin(const char* function) {
+  const char* failing = getenv("FAKE_CUDA_FAIL");
+  if (failing != nullptr && std::string_view(failing) == function)
+    return static_cast<CUresult>(number("FAKE_CUDA_ERROR", CUDA_ERROR_UNKNOWN));
+  return CUDA_SUCCESS;
+}
+CUresult begin_in_context(const char* function) {
+  return current == nullptr ? CUDA_ERROR_INVALID_CONTEXT : begin(function);
+}
+#define BEGIN(start) \
+  if (const CUresult failure = start(__func__); failure != CUDA_SUCCESS) return failure
+
+FakeStream& stream_of(CUstream stream) {
+  return *reinterpret_cast<FakeStream*>(stream);
+}
+FakeStream* only_stream = nullptr;
+
+size_t memory_bytes() {
+  return number("FAKE_CUDA_MEMORY", size_t{1} << 30);
+}
+size_t used_bytes() {
+  size_t sum = 0;
+  for (const auto& [address, bytes] : allocated) sum += bytes;
+  return sum;
+}
+
+struct FakeModule {
+  std::string image;
+};
+
+}  // namespace
+
+void fake_log(const std::string& line) {
+  log_text += line + "\n";
+}
+
+// What has been called since the last time.
+FAKE const char* fake_cuda_log() {
+  static std::string given;
+  given = std::move(log_text);
+  log_text.clear();
+  return given.c_str();
+}
+FAKE size_t fake_cuda_used_bytes() {
+  return used_bytes();
+}
+FAKE int fake_cuda_contexts() {
+  return contexts;
+}
+
+FAKE CUresult cuInit(unsigned) {
+  BEGIN(begin);
+  return CUDA_SUCCESS;
+}
+FAKE CUresult cuDriverGetVersion(int* version) {
+  *version = static_cast<int>(number("FAKE_CUDA_DRIVER", 13000));
+  return CUDA_SUCCESS;
+}
+FAKE CUresult cuGetErrorName(CUresult error, const char** name) {
+  *name = error == CUDA_ERROR_OUT_OF_MEMORY     ? "CUDA_ERROR_OUT_OF_MEMORY"
+          : error == CUDA_ERROR_ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS"
+                                                : nullptr;
+  return *name == nullptr ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+}
+FAKE CUresult cuGetErrorString(CUresult error, const char** text) {
+  *text = error == CUDA_ERROR_OUT_OF_MEMORY ? "out of memory" : nullptr;
+  return *text == nullptr ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+}
+FAKE CUresult cuDeviceGetCount(int* count) {
+  *count = static_cast<int>(number("FAKE_CUDA_DEVICES", 1));
+  return CUDA_SUCCESS;
+}
+FAKE CUresult cuDeviceGet(CUdevice* device, int ordinal) {
+  *device = ordinal;
+  return CUDA_SUCCESS;
+}
+FAKE CUresult cuDeviceGetName(char* name, int length, CUdevice device) {
+  snprintf(name, static_cast<size_t>(length), "Fake GPU %d", device);
+  return CUDA_SUCCESS;
+}
+FAKE CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute which, CUdevice) {
+  *value = which == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR ? 8
+           : which == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT   ? 108
+                                                                 : 0;
+  return CUDA_SUCCESS;
+}
+FAKE CUresult cuDeviceTotalMem(size_t* bytes, CUdevice) {
+  *bytes = memory_bytes();
+  return CUDA_SUCCESS;
+}
+FAKE CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) {
+  BEGIN(begin);
+  ++contexts;
+  *context = reinterpret_cast<CUcontext>(static_cast<uintptr_t>(device + 1));
+  return CUDA_SUCCESS;
+}
+FAKE CUresult cuDevicePrimaryCtxRelease(CUdevice) {
+  --contexts;
+  return CUDA_SUCCESS;
+}
+FAKE CUresult cuCtxSetCurrent(CUcontext context) {
+  current = context;
+  return CUDA_SUCCESS;
+}
+
+FAKE CUresult cuMemGetInfo(size_t* free, size_t* total) {
+  *total = memory_bytes();
+  *free = *total - used_bytes();
+  return CUDA_SUCCESS;
+}
+FAKE CUresult cuMemAlloc(CUdeviceptr* address, size_t bytes) {
+  BEGIN(begin_in_context);
+  if (bytes > memory_bytes() - used_bytes()) return CUDA_ERROR_OUT_OF_MEMORY;
+  void* memory = aligned_alloc(256, (bytes + 255) / 256 * 256);
+  memset(memory, 0xcd, bytes);
+  *address = reinterpret_cast<CUdeviceptr>(memory);
+  allocated[*address] = bytes;
+  return CUDA_SUCCESS;
+}
+FAKE CUresult cuMemFree(CUdeviceptr address) {
+  BEGIN(begin_in_context);
+  if (only_stream != nullptr) only_stream->finish();
+  if (allocated.erase(address) == 0) return CUDA_ERROR_INVALID_VALUE;
+  free(reinterpret_cast<void*>(address));
+  return CUDA_SUCCESS;
+}
+FAKE CUresult cuMemsetD8Async(CUdeviceptr address, unsigned char value, size_t bytes, CUstream stream) {
+  BEGIN(begin_in_context);
+  stream_of(stream).queued.push_back([=] { memset(reinterpret_cast<void*>(address), value, bytes); });
+  return CUDA_SUCCESS;
+}
+static CUresult queue_copy(void* to, const void* from, size_t bytes, CUstream stream) {
+  stream_of(stream).queued.push_back([=] { memcpy(to, from, bytes); });
+  return CUDA_SUCCESS;
+}
+FAKE CUresult cuMemcpyHtoDAsync(CUdeviceptr to, const void* from, size_t bytes, CUstream stream) {
+  BEGIN(begin_in_context);
+  return queue_copy(reinterpret_cast<void*>(to), from, bytes, stream);
+}
+FAKE CUresult cuMemcpyDtoHAsync(void* to, CUdeviceptr from, size_t bytes, CUstream stream) {
+  BEGIN(begin_in_context);
+  return queue_copy(to, reinterpret_cast<const void*>(from), bytes, stream);
+}
+FAKE CUresult cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {
+  BEGIN(begin_in_context);
+  return queue_copy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes, stream);
+}
+
+FAKE CUresult cuStreamCreate(CUstream* stream, unsigned) {
+  BEGIN(begin_in_context);
+  only_stream = new FakeStream;
+  *stream = reinterpret_cast<CUstream>(only_stream);
+  return CUDA_SUCCESS;
+}
+FAKE CUresult cuStreamDestroy(CUstream stream) {
+  if (only_stream == &stream_of(stream)) only_stream = nullptr;
+  delete &stream_of(stream);
+  return CUDA_SUCCESS;
+}
+FAKE CUresult cuStreamSynchronize(CUstream stream) {
+  BEGIN(begin_in_context);
+  stream_of(stream).finish();
+  return CUDA_SUCCESS;
+}
+
+// An event is the stream's time when it was passed.
+struct FakeEvent {
+  FakeStream* stream = nullptr;
+  float milliseconds = 0;
+};
+static FakeEvent& event_of(CUevent event) {
+  return *reinterpret_cast<FakeEvent*>(event);
+}
+FAKE CUresult cuEventCreate(CUevent* event, unsigned) {
+  *event = reinterpret_cast<CUevent>(new FakeEvent);
+  return CUDA_SUCCESS;
+}
+FAKE CUresult cuEventDestroy(CUevent event) {
+  delete &event_of(event);
+  return CUDA_SUCCESS;
+}
+FAKE CUresult cuEventRecord(CUevent event, CUstream stream) {
+  BEGIN(begin_in_context);
+  FakeEvent* const passed = &event_of(event);
+  passed->stream = &stream_of(stream);
+  passed->stream->queued.push_back([passed] { passed->milliseconds = passed->stream->milliseconds; });
+  return CUDA_SUCCESS;
+}
+FAKE CUresult cuEventSynchronize(CUevent event) {
+  event_of(event).stream->finish();
+  return CUDA_SUCCESS;
+}
+#undef cuEventElapsedTime
+FAKE CUresult cuEventElapsedTime(float* milliseconds, CUevent start, CUevent end) {
+  *milliseconds = event_of(end).milliseconds - event_of(start).milliseconds;
+  return CUDA_SUCCESS;
+}
+
+FAKE CUresult cuModuleLoadData(CUmodule* module, const void* image) {
+  BEGIN(begin_in_context);
+  Elf64_Ehdr header;
+  memcpy(&header, image, sizeof header);
+  if (memcmp(header.e_ident, ELFMAG, SELFMAG) != 0) return CUDA_ERROR_INVALID_IMAGE;
+  const size_t bytes = header.e_shoff + size_t{header.e_shentsize} * header.e_shnum;
+  *module = reinterpret_cast<CUmodule>(new FakeModule{{static_cast<const char*>(image), bytes}});
+  return CUDA_SUCCESS;
+}
+FAKE CUresult cuModuleUnload(CUmodule module) {
+  BEGIN(begin_in_context);
+  delete reinterpret_cast<FakeModule*>(module);
+  return CUDA_SUCCESS;
+}
+FAKE CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* symbol) {
+  BEGIN(begin_in_context);
+  if (reinterpret_cast<FakeModule*>(module)->image.find(symbol) == std::string::npos)
+    return CUDA_ERROR_NOT_FOUND;
+  static std::map<std::string, int> symbols;  // whose keys stay where they are
+  *function =
+      reinterpret_cast<CUfunction>(const_cast<std::string*>(&symbols.emplace(symbol, 0).first->first));
+  return CUDA_SUCCESS;
+}
+FAKE CUresult cuLaunchKernel(CUfunction function, unsigned blocks, unsigned, unsigned, unsigned threads,
+                             unsigned, unsigned, unsigned, CUstream stream, void** parameters, void**) {
+  BEGIN(begin_in_context);
+  const std::string& symbol = *reinterpret_cast<const std::string*>(function);
+  fake_log("launch " + symbol + " " + std::to_string(blocks) + " x " + std::to_string(threads));
+  // Parameters are copied now, as by the real one.
+  float* const first = *static_cast<float* const*>(parameters[0]);
+  const size_t count = size_t{blocks} * threads;
+  stream_of(stream).queued.push_back([=] {
+    for (size_t i = 0; i < count; ++i) {
+      if (symbol == "add_one_0") first[i] += 1;
+      if (symbol == "double_0") first[i] *= 2;
+    }
+  });
+  return CUDA_SUCCESS;
+}
