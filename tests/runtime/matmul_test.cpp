@@ -50,7 +50,7 @@ std::vector<MatmulCase> matmul_cases() {
       {"batched, transposed A", dense(5, 17, 19, 23, true)},
       {"batched, transposed B", dense(5, 17, 19, 23, false, true)},
       {"batched, both transposed", dense(5, 17, 19, 23, true, true)},
-      {"large enough for threads", dense(1, 200, 300, 400)},
+      {"large enough for threads", dense(1, 100, 150, 200)},
       {"weight gradient", dense(1, 64, 96, 1000, true)},
       {"one row", dense(1, 1, 33, 17)},
       {"one row, transposed B", dense(1, 1, 33, 17, false, true)},
