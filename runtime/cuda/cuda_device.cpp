@@ -118,6 +118,7 @@ class CudaDevice : public Device {
     precision_.tf32 = tf32 != nullptr && std::string_view(tf32) == "1";
   }
 
+  std::string name() const override { return "cuda"; }
   std::string description() const override {
     return concat("cuda: ", context_->description(), ", ", compiler_->version());
   }
