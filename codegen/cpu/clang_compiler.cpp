@@ -15,10 +15,9 @@
 #include <algorithm>
 #include <memory>
 #include <mutex>
-#include <optional>
-#include <sstream>
 #include <vector>
 
+#include "codegen/compile_kernels.h"
 #include "codegen/cpu/host_prelude.h"
 #include "graph/error.h"
 
@@ -27,7 +26,6 @@ namespace {
 
 // The kernel's own name stays out of the object, so that equal sources give equal bytes.
 constexpr char kFileName[] = "kernel.cpp";
-constexpr size_t kMostMessages = 4;  // of one kernel; the first explains the rest
 
 // Arguments as the clang driver would give them to its compiler proper. Defaults of that level that
 // we rely on: no errno from math functions, no trapping math, no exceptions, no unwind tables.
@@ -62,17 +60,12 @@ std::vector<std::string> arguments_of(const CompilerSetup& setup) {
 // Keeps errors; warnings of generated code interest nobody.
 class ErrorCollector : public clang::DiagnosticConsumer {
  public:
-  struct Message {
-    std::string text;
-    int line = 0;  // of the kernel's source, or 0
-    int column = 0;
-  };
-  std::vector<Message> messages;
+  std::vector<CompilerMessage> messages;
 
   void HandleDiagnostic(clang::DiagnosticsEngine::Level level, const clang::Diagnostic& diagnostic) override {
     DiagnosticConsumer::HandleDiagnostic(level, diagnostic);
     if (level < clang::DiagnosticsEngine::Error) return;
-    Message message;
+    CompilerMessage message;
     llvm::SmallString<256> text;
     diagnostic.FormatDiagnostic(text);
     message.text = text.str().str();
@@ -86,35 +79,6 @@ class ErrorCollector : public clang::DiagnosticConsumer {
     messages.push_back(std::move(message));
   }
 };
-
-std::string line_of(const std::string& text, int number) {
-  std::istringstream lines(text);
-  std::string line;
-  for (int i = 0; i < number; ++i)
-    if (!std::getline(lines, line)) return "";
-  return line;
-}
-
-Error to_error(const std::string& name, const std::string& source,
-               const std::vector<ErrorCollector::Message>& messages) {
-  std::optional<Error> first;
-  for (size_t i = 0; i < messages.size() && i < kMostMessages; ++i) {
-    const ErrorCollector::Message& message = messages[i];
-    Error error(first ? message.text
-                      : concat("the generated kernel '", name, "' does not compile: ", message.text));
-    error.at({name, message.line, message.column});
-    if (message.line > 0) error.source_line(line_of(source, message.line));
-    if (first)
-      first->also(std::move(error));
-    else
-      first = std::move(error);
-  }
-  if (!first)
-    first = Error(concat("the generated kernel '", name, "' does not compile, and Clang does not say why"));
-  if (messages.size() > kMostMessages)
-    first->also(Error(concat(messages.size() - kMostMessages, " more messages")));
-  return *first;
-}
 
 }  // namespace
 
@@ -180,7 +144,7 @@ std::string compile_host_object(const std::string& name, const std::string& sour
   compiler.setOutputStream(std::make_unique<llvm::raw_svector_ostream>(object));
   clang::EmitObjAction action;
   if (!understood || !compiler.ExecuteAction(action) || errors.getNumErrors() > 0)
-    throw to_error(name, source, errors.messages);
+    throw does_not_compile(name, source, errors.messages, "Clang");
   return object.str().str();
 }
 
