@@ -104,9 +104,23 @@ Expr KernelBuilder::reduce(Reduction reduction, Expr begin, Expr end, const std:
   statement.end = std::move(end);
   statement.body = collect([&] { statement.value = body(variable(statement.variable, DType::I64)); });
   statement.dtype = statement.value.dtype();
+  if (const Stmt* same = same_reduction(statement)) return variable(same->name, same->dtype);
   Expr result = variable(statement.name, statement.dtype);
   append(std::move(statement));
   return result;
+}
+
+// One that has computed the same just before, with nothing changed since.
+const Stmt* KernelBuilder::same_reduction(const Stmt& reduction) const {
+  const std::string text = spelled_reduction(reduction);
+  if (blocks_.empty() || text.empty()) return nullptr;
+  for (auto s = blocks_.back()->rbegin(); s != blocks_.back()->rend(); ++s) {
+    if (s->kind == Stmt::kReduce && spelled_reduction(*s) == text) return &*s;
+    const bool changes_nothing =
+        s->kind == Stmt::kReduce || s->kind == Stmt::kDeclare || s->kind == Stmt::kComment;
+    if (!changes_nothing) return nullptr;
+  }
+  return nullptr;
 }
 
 Expr KernelBuilder::let(const std::string& wish, Expr value) {

@@ -74,6 +74,7 @@ class KernelBuilder {
 
  private:
   void append(Stmt statement);
+  const Stmt* same_reduction(const Stmt& reduction) const;
   std::vector<Stmt> collect(const std::function<void()>& body);
 
   KernelProgram program_;

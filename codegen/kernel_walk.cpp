@@ -36,6 +36,18 @@ std::string spelled(const Expr& e) {
   return text + ")";
 }
 
+std::string spelled_reduction(const Stmt& reduction) {
+  std::map<std::string, Expr> names = {{reduction.variable, variable("#", DType::I64)}};
+  std::string text = concat(static_cast<int>(reduction.reduction), " ", to_string(reduction.dtype), " ",
+                            spelled(reduction.begin), " ", spelled(reduction.end), " ");
+  for (const Stmt& s : reduction.body) {
+    if (s.kind != Stmt::kDeclare || !s.constant) return "";
+    text += spelled(substituted(s.value, names)) + ";";
+    names[s.name] = variable(concat("#", names.size()), s.dtype);
+  }
+  return text + spelled(substituted(reduction.value, names));
+}
+
 Expr rewritten(const Expr& e, const std::function<Expr(const Expr&)>& rewrite) {
   if (!e) return e;
   if (Expr instead = rewrite(e)) return instead;

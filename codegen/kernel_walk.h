@@ -14,6 +14,10 @@ Expr variable(const std::string& name, DType dtype);
 // One text for equal expressions, and different ones for others.
 std::string spelled(const Expr& e);
 
+// One text for reductions that compute the same, whatever their variables are called; empty where that is
+// hard to tell: for bodies that do more than declare constants.
+std::string spelled_reduction(const Stmt& reduction);
+
 // The expression with `rewrite` applied from the root down: where it gives an expression that stands in place
 // of the node, where it gives none the node's arguments are rewritten.
 Expr rewritten(const Expr& e, const std::function<Expr(const Expr&)>& rewrite);

@@ -19,7 +19,7 @@ constexpr int64_t kShortLoop = 4;
 // Vectors that a thread handles one after the other, at most, before the team gets larger.
 constexpr int64_t kMostRounds = 8;
 // What is assumed of a loop whose length the kernel computes.
-constexpr int64_t kUnknownExtent = 256;
+constexpr int64_t kUnknownExtent = 4096;
 
 int64_t rounded_up(int64_t value) {
   return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(value, 1))));

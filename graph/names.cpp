@@ -37,7 +37,7 @@ std::string to_value_name(std::string_view text) {
   std::string name;
   for (char c : text)
     name += is_letter(c) || is_digit(c) || (c == '.' && !name.empty() && name.back() != '.') ? c : '_';
-  if (name.empty() || !is_letter(name[0])) name.insert(0, "_");
+  if (name.empty() || !is_letter(name[0])) name.insert(0, 1, '_');
   if (name.back() == '.') name.back() = '_';
   return name;
 }

@@ -49,10 +49,38 @@ void lower_embedding(KernelLowering& k) {
   });
 }
 
+// The first token of each id adds up the rows of all of them: no two write to the same place.
+void lower_simt_embedding_grad(KernelBuilder& k, const Buffer& ids, const Buffer& dy, const Buffer& table,
+                               int64_t tokens, int64_t rows, int64_t columns) {
+  k.parallel(
+      rows * columns, rows * columns, [&](Expr i) { k.store(table, i, Expr(0.0)); }, LoopKind::kVector);
+  k.parallel(tokens, 2 * tokens * columns, [&](Expr token) {
+    const Expr id = k.let("id", ids[token]);
+    const Expr earlier = k.reduce(Reduction::kSum, 0, token,
+                                  [&](Expr other) { return select(ids[other] == id, Expr(1.0), Expr(0.0)); });
+    k.if_(earlier == Expr(0.0), [&] {
+      const DType dtype = dy.dtype == DType::F64 ? DType::F64 : DType::F32;
+      const Buffer sums = k.array("sums", dtype, columns);
+      const auto each = [&](const std::function<void(Expr)>& body) {
+        k.loop(0, columns, LoopKind::kVector, body);
+      };
+      each([&](Expr c) { k.store(sums, c, constant(dtype, 0)); });
+      k.loop(token, tokens, LoopKind::kSerial, [&](Expr other) {
+        k.if_(ids[other] == id,
+              [&] { each([&](Expr c) { k.store(sums, c, sums[c] + dy[other * columns + c]); }); });
+      });
+      each([&](Expr c) { k.store(table, cast(DType::I64, id) * columns + c, sums[c]); });
+    });
+  });
+}
+
 void lower_embedding_grad(KernelLowering& lowering) {
   KernelBuilder& k = lowering.builder();
   int64_t rows = lowering.result_shape(0)[0], columns = lowering.result_shape(0)[1];
   int64_t tokens = element_count(lowering.operand_type(0).shape).number();
+  if (lowering.is_simt())
+    return lower_simt_embedding_grad(k, lowering.operand_buffer(0), lowering.operand_buffer(1),
+                                     lowering.result_buffer(0), tokens, rows, columns);
   int64_t blocks = (columns + kColumnBlock - 1) / kColumnBlock;
   Buffer ids = lowering.operand_buffer(0), dy = lowering.operand_buffer(1), table = lowering.result_buffer(0);
   k.parallel(blocks, (rows + 2 * tokens) * columns, [&](Expr block) {

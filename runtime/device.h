@@ -31,6 +31,8 @@ class Device {
   // One line for people: "cpu: 2 threads, x86-64 AVX2, oneDNN 2.6.3, Clang 19.1.7".
   virtual std::string description() const = 0;
 
+  // Is its memory the host's as well, so that ranks can exchange it without the device's help?
+  virtual bool has_host_memory() const { return true; }
   // Zeroed memory, aligned to 64 bytes. Throws Error with the size if there is not enough.
   virtual void* allocate(size_t bytes) = 0;
   virtual void free(void* memory) = 0;

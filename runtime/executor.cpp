@@ -141,6 +141,9 @@ std::unique_ptr<Collective> Executor::prepare(const GraphPlan& graph, const Step
   const CollectiveCall& call = plan_.collectives[step.collective];
   if (communicator_ == nullptr)
     throw Error(concat("the plan has a collective, ", step.name, ", and runs alone"));
+  if (!device_.has_host_memory())
+    throw Error(concat("ranks cannot exchange the memory of the device '", device_.name(), "' yet"))
+        .hint("one rank, or device cpu");
   return communicator_->prepare(call, concat(step.name, step.scope.empty() ? "" : " of " + step.scope,
                                              " (node ", step.node, " of graph ", graph.name, ")"));
 }

@@ -23,9 +23,14 @@ template <int kCount>
 struct kumi_buffers {
   void* data[kCount];
 };
+#ifdef KUMI_MANY_REGISTERS
+#define KUMI_LAUNCH_BOUNDS(threads) __launch_bounds__(threads, (threads) < 512 ? 512 / (threads) : 1)
+#else
+#define KUMI_LAUNCH_BOUNDS(threads) __launch_bounds__(threads)
+#endif
 #ifndef KUMI_KERNEL
-#define KUMI_KERNEL(symbol, count, threads)                    \
-  extern "C" __global__ void __launch_bounds__(threads) symbol( \
+#define KUMI_KERNEL(symbol, count, threads)                         \
+  extern "C" __global__ void KUMI_LAUNCH_BOUNDS(threads) symbol(    \
       const __grid_constant__ kumi_buffers<count> buffers)
 #endif
 

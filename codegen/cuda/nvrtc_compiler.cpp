@@ -23,7 +23,7 @@ constexpr char kPreludeName[] = "prelude.cu";
 // 177: a function of the prelude is not used.
 constexpr const char* kOptions[] = {"-std=c++17", "--ptxas-options=-v", "-diag-suppress=177"};
 constexpr int64_t kMostSharedBytes = 49152;              // that a kernel can declare
-constexpr char kBinaryFormat[] = "cubin and report, 1";  // of the cache's entries
+constexpr char kBinaryFormat[] = "cubin and report, 2";  // of the cache's entries
 
 std::string log_of(const Nvrtc& nvrtc, nvrtcProgram program) {
   size_t bytes = 0;
@@ -139,13 +139,26 @@ class NvrtcCompiler : public CudaCompiler {
     if (const std::optional<std::string> payload = cache_.load(key)) binary = from_payload(*payload);
     *from_cache = binary.has_value();
     if (!binary) {
-      binary = compile_source(kernel, architecture);
+      binary = compile_source(kernel, architecture, {});
+      // The assembler prefers many threads at a time to registers that suffice: 512 threads may have 128 each.
+      if (spilled_bytes(*binary) > 0) {
+        CudaBinary other = compile_source(kernel, architecture, {"-DKUMI_MANY_REGISTERS"});
+        if (spilled_bytes(other) < spilled_bytes(*binary)) binary = std::move(other);
+      }
       cache_.store(key, to_payload(*binary));
     }
     return std::make_shared<CudaBinary>(std::move(*binary));
   }
 
-  CudaBinary compile_source(const Kernel& kernel, const std::string& architecture) const {
+  static int64_t spilled_bytes(const CudaBinary& binary) {
+    int64_t bytes = 0;
+    for (const CudaFunctionReport& function : binary.functions)
+      bytes += function.spill_store_bytes + function.spill_load_bytes;
+    return bytes;
+  }
+
+  CudaBinary compile_source(const Kernel& kernel, const std::string& architecture,
+                            const std::vector<const char*>& more_options) const {
     // The kernel's lines count from 1 in messages, whatever stands before them.
     const std::string text = concat(kCudaPrelude, "#line 1 \"", kFileName, "\"\n", kernel.source);
     nvrtcProgram program = nullptr;
@@ -157,6 +170,7 @@ class NvrtcCompiler : public CudaCompiler {
     const std::string target = "--gpu-architecture=" + architecture;
     std::vector<const char*> options = {target.c_str()};
     options.insert(options.end(), std::begin(kOptions), std::end(kOptions));
+    options.insert(options.end(), more_options.begin(), more_options.end());
     const nvrtcResult result =
         nvrtc_.nvrtcCompileProgram(program, static_cast<int>(options.size()), options.data());
     const std::string log = log_of(nvrtc_, program);

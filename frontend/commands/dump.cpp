@@ -12,6 +12,7 @@
 #include <map>
 #include <memory>
 
+#include "codegen/cuda/kernel_report.h"
 #include "codegen/plan.h"
 #include "frontend/commands/commands.h"
 #include "frontend/commands/model_argument.h"
@@ -21,6 +22,7 @@
 #include "graph/dot.h"
 #include "graph/serialize.h"
 #include "runtime/atomic_file.h"
+#include "runtime/open_cuda_compiler.h"
 
 namespace kumi {
 namespace {
@@ -29,7 +31,7 @@ namespace fs = std::filesystem;
 
 struct DumpOptions {
   ModelArgument model;
-  std::string after, directory, format, goal, output, device;
+  std::string after, directory, format, goal, output, device, architecture;
   bool unfold = false, verbose = false, keep_outputs = false;
 };
 
@@ -61,6 +63,12 @@ std::string rendered(const Plan& plan, const std::string& format, bool folded) {
   if (format == "txtpb") return plan_to_text_format(plan);
   if (format == "dot") return to_dot(plan.module);
   return rendered(plan.module, format, folded) + "\n" + print_plan(plan);
+}
+
+std::string compiled_report(const Plan& plan, const std::string& architecture) {
+  CompileStatistics statistics;
+  const auto binaries = open_cuda_compiler()->compile(plan.kernels, architecture, &statistics);
+  return cuda_kernel_report(plan, binaries, architecture, statistics);
 }
 
 size_t position_of(const std::string& pass) {
@@ -147,6 +155,7 @@ int dump_one(const DumpOptions& options) {
     const Plan plan = make_plan(std::move(module), dialect);
     report("codegen", seconds_since(start));
     contents = rendered(plan, options.format, folded);
+    if (!options.architecture.empty()) contents += compiled_report(plan, options.architecture);
   } else {
     contents = rendered(module, options.format, folded);
   }
@@ -159,6 +168,8 @@ int dump_one(const DumpOptions& options) {
 
 int dump(DumpOptions options) {
   if (!options.after.empty()) find_pass(options.after);
+  if (!options.architecture.empty() && (options.after != "codegen" || !dialect_of(options.device).is_simt))
+    throw Error("--architecture is about CUDA kernels").hint("give --after codegen --device cuda, too");
   if (options.format.empty()) {
     const std::string extension = fs::path(options.output).extension();
     const bool known = extension.size() > 1 &&
@@ -204,6 +215,12 @@ void add_dump_command(CLI::App& app, CommandAction* run) {
       ->check(CLI::IsMember({"forward", "gradient", "train", "decode"}));
   command->add_option("--device", options->device,
                       "whose kernels codegen writes: cpu, cuda or cuda_emu; default: the recipe's, or cpu");
+  command
+      ->add_option(
+          "--architecture", options->architecture,
+          "after codegen: compiles the CUDA kernels for a GPU such as sm_80 or sm_90a and adds what each "
+          "takes of it; no GPU is needed")
+      ->needs(after);
   command->add_flag("--keep-outputs", options->keep_outputs,
                     "keeps the model's other outputs (logits) in a training step");
   command->add_flag("--unfold", options->unfold, "all layers, also on a terminal");

@@ -119,6 +119,7 @@ class CudaDevice : public Device {
   }
 
   std::string name() const override { return "cuda"; }
+  bool has_host_memory() const override { return false; }
   std::string description() const override {
     return concat("cuda: ", context_->description(), ", ", compiler_->version());
   }

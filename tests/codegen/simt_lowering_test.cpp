@@ -74,6 +74,21 @@ TEST(SimtLowering, RowsThatFitAreReadOnce) {
   EXPECT_EQ(count(row_shares(1 << 18).source, "kumi_load_vector<4>(x + "), 2U);  // do not fit
 }
 
+TEST(SimtLowering, WhatIsReducedTwiceIsReducedOnce) {
+  KernelBuilder k("twice");
+  const Buffer x = k.buffer("x", DType::F32, false), y = k.buffer("y", DType::F32, true);
+  k.parallel(kRows, kRows * kColumns, [&](Expr row) {
+    const auto sum_of = [&](bool of_squares) {
+      return k.reduce(Reduction::kSum, 0, kColumns, [&](Expr c) {
+        const Expr value = k.let("value", x[row * kColumns + c]);
+        return of_squares ? value * value : value;
+      });
+    };
+    k.store(y, row, sum_of(false) + sum_of(true) + sum_of(false));
+  });
+  EXPECT_EQ(count(cuda_kernel(k).source, "kumi_team_reduce"), 2U);
+}
+
 // The columns of each row in reverse order, by way of an array.
 KernelProgram reversed_rows(bool in_place) {
   KernelBuilder k("reversed_rows");

@@ -1,0 +1,91 @@
+// Every kernel that codegen writes for a GPU compiles for the architectures in use, without spilling
+// registers, and as many threads fit a multiprocessor as hide the latency of memory. It needs NVRTC's
+// library, but no GPU.
+#include <gtest/gtest.h>
+
+#include <cstdio>
+
+#include "codegen/cuda/cuda_compiler.h"
+#include "codegen/cuda/occupancy.h"
+#include "graph/error.h"
+#include "runtime/open_cuda_compiler.h"
+#include "tests/support/environment_variable.h"
+#include "tests/support/example_model.h"
+#include "tests/support/temporary_folder.h"
+
+namespace kumi {
+namespace {
+
+using testing::ExampleModel;
+
+// Of the threads that a multiprocessor can hold. Every thread has several accesses of 16 bytes in flight.
+constexpr double kLeastOccupancy = 0.24;
+
+ExampleModel plamo_13b() {
+  ExampleModel model;
+  model.file = "plamo.kumi";
+  model.sizes = {{"batch", 1}, {"seq", 4096}};
+  return model;
+}
+
+Plan training_plan(const ExampleModel& model, Precision precision) {
+  PlanOptions options;
+  options.goal = Goal::kTrain;
+  options.sizes = model.sizes;
+  options.precision = precision;
+  return make_plan(run_pipeline(model.module(Goal::kForward, "infer"), options), cuda_dialect());
+}
+
+// Every test has an empty kernel cache of its own.
+class CudaKernels : public ::testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    try {
+      compiler_ = open_cuda_compiler();
+    } catch (const Error& error) {
+      GTEST_SKIP() << "needs NVRTC: " << error.what();
+    }
+  }
+
+  void compile_and_check(const std::string& name, const Plan& plan) {
+    SCOPED_TRACE(name);
+    const std::string& architecture = GetParam();
+    CompileStatistics cold, warm;
+    const auto binaries = compiler_->compile(plan.kernels, architecture, &cold);
+    (void)compiler_->compile(plan.kernels, architecture, &warm);
+    std::printf("%s for %s: %zu distinct kernels, cold %.2f s, warm %.2f s\n", name.c_str(),
+                architecture.c_str(), plan.kernels.size(), cold.seconds, warm.seconds);
+    EXPECT_EQ(warm.cache_hits, warm.distinct);
+    const MultiprocessorLimits& limits = multiprocessor_limits(architecture);
+    for (size_t i = 0; i < plan.kernels.size(); ++i)
+      for (const KernelPhase& phase : plan.kernels[i].phases) {
+        SCOPED_TRACE(phase.symbol);
+        const CudaFunctionReport* function = binaries[i]->find(phase.symbol);
+        ASSERT_NE(function, nullptr);
+        EXPECT_EQ(function->spill_store_bytes + function->spill_load_bytes, 0);
+        const Occupancy filled = occupancy(limits, *function, phase.threads);
+        // Blocks of few threads, for launches of few threads, reach the limit of blocks first.
+        if (phase.threads >= 128) EXPECT_GE(filled.of_most, kLeastOccupancy);
+      }
+  }
+
+  testing::TemporaryFolder cache_;
+  testing::EnvironmentVariable variable_{"KUMI_CACHE_DIR", cache_.path().string()};
+  std::unique_ptr<CudaCompiler> compiler_;
+};
+
+TEST_P(CudaKernels, OfPlamo13BsTrainingStepCompile) {
+  compile_and_check("PLaMo-13B in f32", training_plan(plamo_13b(), Precision::kF32));
+  compile_and_check("PLaMo-13B in bf16", training_plan(plamo_13b(), Precision::kBF16));
+}
+
+TEST_P(CudaKernels, OfAllModelsCompile) {
+  for (const ExampleModel& model : testing::small_example_models())
+    compile_and_check(model.file, training_plan(model, Precision::kF32));
+}
+
+INSTANTIATE_TEST_SUITE_P(Architectures, CudaKernels, ::testing::Values("sm_80", "sm_90a"),
+                         [](const auto& info) { return info.param; });
+
+}  // namespace
+}  // namespace kumi
