@@ -37,6 +37,8 @@ class Device {
   virtual void* allocate(size_t bytes) = 0;
   virtual void free(void* memory) = 0;
   virtual void copy_from_host(void* device_memory, const void* host_memory, size_t bytes) = 0;
+  // Returns when all that has been launched is done; copies to the host wait by themselves.
+  virtual void synchronize() {}
   virtual void copy_to_host(void* host_memory, const void* device_memory, size_t bytes) = 0;
 
   // One Callable a kernel, in order. Equal sources are compiled once; compiled code is kept in the

@@ -236,6 +236,7 @@ void Executor::run_timed(size_t graph) {
       launch.collective->start(launch.buffers.data());
     } else {
       launch.callable->run(launch.buffers.data());
+      device_.synchronize();
       const int64_t end = steady_nanoseconds();
       launch.seconds += static_cast<double>(end - begin) * 1e-9;
       record(LaunchSpan::kKernel, graph, i, begin, end);
@@ -276,6 +277,7 @@ void Executor::run_one_by_one(size_t graph) {
     } else {
       const int64_t begin = steady_nanoseconds();
       launch.callable->run(launch.buffers.data());
+      device_.synchronize();
       launch.alone_seconds += static_cast<double>(steady_nanoseconds() - begin) * 1e-9;
     }
   }
@@ -292,6 +294,7 @@ void Executor::finish() {
       wait_timed(outliving.graph, outliving.launch, steady_nanoseconds());
     else
       finish(outliving);
+  device_.synchronize();
 }
 
 const PlanPort& Executor::output_port(std::string_view name) const {

@@ -66,7 +66,7 @@ class Executor {
   // the graph, in any order, and no others. Throws Error naming the input, with both types, or the place of
   // the value that is out of range; then nothing has been computed.
   void run(std::string_view graph, std::span<const Feed> feeds);
-  // Returns when no collective is running any more. Throws Error as they do.
+  // Returns when no launch is running any more, nor a collective. Throws Error as they do.
   void finish();
 
   // An output of the graph that ran last. Throws Error if it has no such output.

@@ -140,7 +140,8 @@ class NvrtcCompiler : public CudaCompiler {
     *from_cache = binary.has_value();
     if (!binary) {
       binary = compile_source(kernel, architecture, {});
-      // The assembler prefers many threads at a time to registers that suffice: 512 threads may have 128 each.
+      // The assembler prefers many threads at a time to registers that suffice: 512 threads may have 128
+      // each.
       if (spilled_bytes(*binary) > 0) {
         CudaBinary other = compile_source(kernel, architecture, {"-DKUMI_MANY_REGISTERS"});
         if (spilled_bytes(other) < spilled_bytes(*binary)) binary = std::move(other);

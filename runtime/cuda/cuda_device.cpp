@@ -133,6 +133,7 @@ class CudaDevice : public Device {
   void copy_from_host(void* device_memory, const void* host_memory, size_t bytes) override {
     context_->copy_from_host(device_memory, host_memory, bytes);
   }
+  void synchronize() override { context_->synchronize(); }
   void copy_to_host(void* host_memory, const void* device_memory, size_t bytes) override {
     context_->copy_to_host(host_memory, device_memory, bytes);
   }

@@ -14,6 +14,7 @@
 
 #include "runtime/atomic_file.h"
 #include "tests/golden/golden_case.h"
+#include "tests/support/gpu.h"
 #include "tests/support/json_lines.h"
 #include "tests/support/run_command.h"
 #include "tests/support/temporary_folder.h"
@@ -113,6 +114,11 @@ TEST_P(Golden, TrainingHasTheSameLossesAndWeights) {
 // By CUDA kernels, whose threads come in random order.
 TEST_P(Golden, TrainingOnTheEmulatedGpuHasTheSameLossesAndWeights) {
   train_and_compare({"--set", "device=cuda_emu"});
+}
+
+TEST_P(Golden, TrainingOnTheGpuHasTheSameLossesAndWeights) {
+  if (!why_no_gpu().empty()) GTEST_SKIP() << why_no_gpu();
+  train_and_compare({"--set", "device=cuda"});
 }
 
 // Products in bf16. The logits are rounded to it, by up to 2^-8 of their size, and what leads to them is as

@@ -12,6 +12,7 @@
 #include "ops/all_ops.h"
 #include "tests/ops/device_run.h"
 #include "tests/ops/op_cases.h"
+#include "tests/support/gpu.h"
 
 namespace kumi {
 namespace {
@@ -95,6 +96,7 @@ class OpTable : public ::testing::TestWithParam<std::tuple<std::string, std::str
 
 TEST_P(OpTable, KernelMatchesReference) {
   const auto& [op, device] = GetParam();
+  if (device == "cuda" && !testing::why_no_gpu().empty()) GTEST_SKIP() << testing::why_no_gpu();
   std::vector<OpCase> cases = cases_of(op);
   std::vector<Operands> operands;
   Module module;
@@ -287,6 +289,10 @@ INSTANTIATE_TEST_SUITE_P(Ops, OpTable,
 INSTANTIATE_TEST_SUITE_P(EmulatedOps, OpTable,
                          ::testing::Combine(::testing::ValuesIn(ops_with_cases(false)),
                                             ::testing::Values("cuda_emu")),
+                         op_of_device);
+INSTANTIATE_TEST_SUITE_P(GpuOps, OpTable,
+                         ::testing::Combine(::testing::ValuesIn(ops_with_cases(false)),
+                                            ::testing::Values("cuda")),
                          op_of_device);
 INSTANTIATE_TEST_SUITE_P(Ops, OpGradients, ::testing::ValuesIn(ops_with_cases(true)), op_name);
 

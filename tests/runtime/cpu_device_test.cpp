@@ -25,8 +25,8 @@ namespace kumi {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::EnvironmentVariable;
 using testing::message_of;
-using testing::Variable;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
@@ -84,7 +84,7 @@ extern "C" void elementwise_phase0(void* const* buffers, long begin, long end) {
   }
 
   fs::path cache_;
-  std::optional<Variable> variable_;
+  std::optional<EnvironmentVariable> variable_;
   std::unique_ptr<Device> device_;
 };
 
@@ -290,7 +290,7 @@ TEST_F(CpuDeviceTest, AnyNumberOfThreadsGivesTheSameBits) {
   const char* expression = "kumi_log(x) * kumi_sin(x) + kumi_exp(-x) * kumi_tanh(x) - kumi_pow(x, 0.37f)";
   std::vector<std::vector<float>> results;
   for (const char* threads : {"1", "2", "3", "7"}) {
-    Variable variable("KUMI_THREADS", threads);
+    EnvironmentVariable variable("KUMI_THREADS", threads);
     device_ = open_device("cpu");
     EXPECT_NE(device_->description().find(concat("cpu: ", threads, " thread")), std::string::npos);
     results.push_back(run_elementwise(expression, in));
@@ -300,7 +300,7 @@ TEST_F(CpuDeviceTest, AnyNumberOfThreadsGivesTheSameBits) {
 }
 
 TEST_F(CpuDeviceTest, EverySplitCoversTheExtentOnce) {
-  Variable variable("KUMI_THREADS", "3");
+  EnvironmentVariable variable("KUMI_THREADS", "3");
   device_ = open_device("cpu");
   Kernel kernel;
   kernel.name = "count";
@@ -378,7 +378,7 @@ TEST_F(CpuDeviceTest, DamagedCacheEntriesAreCompiledAgain) {
 }
 
 TEST_F(CpuDeviceTest, WorksWithoutAWritableCache) {
-  Variable variable("KUMI_CACHE_DIR", "/dev/null/nowhere");
+  EnvironmentVariable variable("KUMI_CACHE_DIR", "/dev/null/nowhere");
   device_ = open_device("cpu");
   EXPECT_EQ(run_elementwise("x + 1.0f", {1, 2, 3}), (std::vector<float>{2, 3, 4}));
 }
@@ -447,7 +447,7 @@ TEST(OpenDevice, SaysWhyAPluginCannotBeOpened) {
   std::string pattern = (fs::temp_directory_path() / "kumi-plugin-test-XXXXXX").string();
   ASSERT_NE(mkdtemp(pattern.data()), nullptr);
   std::ofstream(fs::path(pattern) / "libkumi_torn.so") << "not a library";
-  Variable variable("KUMI_PLUGIN_PATH", pattern);
+  EnvironmentVariable variable("KUMI_PLUGIN_PATH", pattern);
   std::string message = message_of([] { open_device("torn"); });
   EXPECT_NE(message.find("the device 'torn' cannot be opened"), std::string::npos) << message;
   fs::remove_all(pattern);
@@ -455,7 +455,7 @@ TEST(OpenDevice, SaysWhyAPluginCannotBeOpened) {
 
 TEST(OpenDevice, RefusesAnInvalidNumberOfThreads) {
   for (const char* value : {"0", "-1", "two", "3x"}) {
-    Variable variable("KUMI_THREADS", value);
+    EnvironmentVariable variable("KUMI_THREADS", value);
     EXPECT_NE(message_of([] { open_device("cpu"); }).find("KUMI_THREADS is"), std::string::npos);
   }
 }

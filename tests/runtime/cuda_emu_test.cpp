@@ -20,9 +20,9 @@
 namespace kumi {
 namespace {
 
+using testing::EnvironmentVariable;
 using testing::message_of;
 using testing::TemporaryFolder;
-using testing::Variable;
 
 // A kernel of one phase, which its source calls `f`.
 Kernel kernel_of(const std::string& source, int64_t blocks, int64_t threads) {
@@ -61,17 +61,17 @@ class CudaEmuTest : public ::testing::Test {
   }
 
   TemporaryFolder folder_;
-  std::optional<Variable> cache_, seed_;
+  std::optional<EnvironmentVariable> cache_, seed_;
   std::unique_ptr<Device> device_;
 };
 
 TEST_F(CudaEmuTest, DescribesItself) {
   EXPECT_NE(device_->description().find("cuda_emu: "), std::string::npos);
   EXPECT_NE(device_->description().find("seed 1,"), std::string::npos) << device_->description();
-  const Variable seed("KUMI_EMULATION_SEED", "12");
+  const EnvironmentVariable seed("KUMI_EMULATION_SEED", "12");
   EXPECT_NE(open_device("cuda_emu")->description().find("seed 12,"), std::string::npos);
   for (const char* wrong : {"twelve", "-1", "12 ", "99999999999999999999"}) {
-    const Variable bad("KUMI_EMULATION_SEED", wrong);
+    const EnvironmentVariable bad("KUMI_EMULATION_SEED", wrong);
     EXPECT_NE(message_of([] { open_device("cuda_emu"); }).find("KUMI_EMULATION_SEED is"), std::string::npos)
         << wrong;
   }
@@ -353,7 +353,7 @@ TEST_F(CudaEmuTest, AMissingBarrierShows) {
   std::vector<float> again(128 * 128), other(128 * 128);
   run(racing, {x.data(), again.data()});
   EXPECT_EQ(memcmp(again.data(), wrong.data(), wrong.size() * sizeof(float)), 0);
-  const Variable seed("KUMI_EMULATION_SEED", "2");
+  const EnvironmentVariable seed("KUMI_EMULATION_SEED", "2");
   device_ = open_device("cuda_emu");
   run(racing, {x.data(), other.data()});
   EXPECT_NE(memcmp(other.data(), wrong.data(), wrong.size() * sizeof(float)), 0);

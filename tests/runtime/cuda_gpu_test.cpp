@@ -12,6 +12,7 @@
 #include "runtime/device.h"
 #include "tests/support/cuda_matmul.h"
 #include "tests/support/environment_variable.h"
+#include "tests/support/gpu.h"
 #include "tests/support/matmul_cases.h"
 #include "tests/support/temporary_folder.h"
 
@@ -25,11 +26,8 @@ using testing::TemporaryFolder;
 class GpuDeviceTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    try {
-      device_ = open_device("cuda");
-    } catch (const Error& error) {
-      GTEST_SKIP() << "needs a GPU: " << error.what();
-    }
+    if (!testing::why_no_gpu().empty()) GTEST_SKIP() << testing::why_no_gpu();
+    device_ = open_device("cuda");
   }
 
   std::vector<float> floats(size_t count, unsigned seed) {

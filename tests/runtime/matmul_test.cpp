@@ -14,88 +14,71 @@
 #include "graph/error.h"
 #include "runtime/device.h"
 #include "tests/support/device_test.h"
+#include "tests/support/matmul_cases.h"
 
 namespace kumi {
 namespace {
 
+using testing::dense_matmul;
+using testing::MatmulCase;
 using testing::message_of;
-
-struct MatmulCase {
-  const char* name;
-  MatmulCall call;
-};
-
-MatmulCall dense(int64_t batch, int64_t m, int64_t n, int64_t k, bool transpose_a = false,
-                 bool transpose_b = false) {
-  MatmulCall call;
-  call.batch = batch, call.m = m, call.n = n, call.k = k;
-  call.a_batch_stride = m * k;
-  call.a_row_stride = transpose_a ? 1 : k;
-  call.a_column_stride = transpose_a ? m : 1;
-  call.b_batch_stride = k * n;
-  call.b_row_stride = transpose_b ? 1 : n;
-  call.b_column_stride = transpose_b ? k : 1;
-  call.c_batch_stride = m * n;
-  call.c_row_stride = n;
-  return call;
-}
 
 std::vector<MatmulCase> matmul_cases() {
   std::vector<MatmulCase> cases = {
-      {"plain", dense(1, 37, 41, 53)},
-      {"transposed A", dense(1, 37, 41, 53, true)},
-      {"transposed B", dense(1, 37, 41, 53, false, true)},
-      {"both transposed", dense(1, 37, 41, 53, true, true)},
-      {"batched", dense(5, 17, 19, 23)},
-      {"batched, transposed A", dense(5, 17, 19, 23, true)},
-      {"batched, transposed B", dense(5, 17, 19, 23, false, true)},
-      {"batched, both transposed", dense(5, 17, 19, 23, true, true)},
-      {"large enough for threads", dense(1, 100, 150, 200)},
-      {"weight gradient", dense(1, 64, 96, 1000, true)},
-      {"one row", dense(1, 1, 33, 17)},
-      {"one row, transposed B", dense(1, 1, 33, 17, false, true)},
-      {"one row, large enough for threads", dense(1, 1, 300, 700)},
-      {"one row, transposed B, large enough for threads", dense(1, 1, 300, 700, false, true)},
-      {"one row, whole blocks", dense(1, 1, 128, 256)},
-      {"one row of each", dense(3, 1, 20, 30)},
-      {"one column", dense(1, 33, 1, 17)},
-      {"one column, transposed A", dense(3, 33, 1, 17, true)},
-      {"outer product", dense(1, 33, 17, 1)},
-      {"outer product, transposed", dense(2, 33, 17, 1, true, true)},
-      {"one element", dense(1, 1, 1, 1)},
-      {"no rows", dense(1, 0, 5, 7)},
-      {"no columns", dense(1, 5, 0, 7)},
-      {"no terms", dense(2, 5, 6, 0)},
-      {"no batch", dense(0, 5, 6, 7)},
+      {"plain", dense_matmul(1, 37, 41, 53)},
+      {"transposed A", dense_matmul(1, 37, 41, 53, true)},
+      {"transposed B", dense_matmul(1, 37, 41, 53, false, true)},
+      {"both transposed", dense_matmul(1, 37, 41, 53, true, true)},
+      {"batched", dense_matmul(5, 17, 19, 23)},
+      {"batched, transposed A", dense_matmul(5, 17, 19, 23, true)},
+      {"batched, transposed B", dense_matmul(5, 17, 19, 23, false, true)},
+      {"batched, both transposed", dense_matmul(5, 17, 19, 23, true, true)},
+      {"large enough for threads", dense_matmul(1, 100, 150, 200)},
+      {"weight gradient", dense_matmul(1, 64, 96, 1000, true)},
+      {"one row", dense_matmul(1, 1, 33, 17)},
+      {"one row, transposed B", dense_matmul(1, 1, 33, 17, false, true)},
+      {"one row, large enough for threads", dense_matmul(1, 1, 300, 700)},
+      {"one row, transposed B, large enough for threads", dense_matmul(1, 1, 300, 700, false, true)},
+      {"one row, whole blocks", dense_matmul(1, 1, 128, 256)},
+      {"one row of each", dense_matmul(3, 1, 20, 30)},
+      {"one column", dense_matmul(1, 33, 1, 17)},
+      {"one column, transposed A", dense_matmul(3, 33, 1, 17, true)},
+      {"outer product", dense_matmul(1, 33, 17, 1)},
+      {"outer product, transposed", dense_matmul(2, 33, 17, 1, true, true)},
+      {"one element", dense_matmul(1, 1, 1, 1)},
+      {"no rows", dense_matmul(1, 0, 5, 7)},
+      {"no columns", dense_matmul(1, 5, 0, 7)},
+      {"no terms", dense_matmul(2, 5, 6, 0)},
+      {"no batch", dense_matmul(0, 5, 6, 7)},
   };
-  MatmulCall call = dense(4, 9, 10, 11);
+  MatmulCall call = dense_matmul(4, 9, 10, 11);
   call.b_batch_stride = 0;
   cases.push_back({"one B for all, folded", call});
   call.c_batch_stride += 3;
   cases.push_back({"one B for all, gaps in C", call});
-  call = dense(4, 9, 10, 11);
+  call = dense_matmul(4, 9, 10, 11);
   call.a_batch_stride = 0;
   cases.push_back({"one A for all", call});
   call.b_batch_stride = 0;
   cases.push_back({"one A and one B for all", call});
   // Heads side by side, as attention reads them: [seq, heads, width].
-  call = dense(4, 12, 12, 8);
+  call = dense_matmul(4, 12, 12, 8);
   call.a_batch_stride = 8, call.a_row_stride = 32;
   call.b_batch_stride = 8, call.b_row_stride = 1, call.b_column_stride = 32;
   cases.push_back({"interleaved heads, Q Kt", call});
-  call = dense(4, 12, 8, 12);
+  call = dense_matmul(4, 12, 8, 12);
   call.b_batch_stride = 8, call.b_row_stride = 32;
   call.c_batch_stride = 8, call.c_row_stride = 32;
   cases.push_back({"interleaved heads, P V", call});
-  call = dense(1, 20, 15, 10);
+  call = dense_matmul(1, 20, 15, 10);
   call.a_row_stride = 13, call.b_row_stride = 18, call.c_row_stride = 17;
   cases.push_back({"padded rows", call});
-  call = dense(1, 1, 15, 10);
+  call = dense_matmul(1, 1, 15, 10);
   call.a_column_stride = 3, call.b_row_stride = 18;
   cases.push_back({"one row, strided, padded rows", call});
   call.b_row_stride = 1, call.b_column_stride = 13;
   cases.push_back({"one row, strided, padded columns", call});
-  call = dense(2, 20, 15, 10);
+  call = dense_matmul(2, 20, 15, 10);
   call.a_row_stride = 24, call.a_column_stride = 2, call.a_batch_stride = 500;
   call.b_row_stride = 3, call.b_column_stride = 31, call.b_batch_stride = 470;
   cases.push_back({"contiguous along no axis", call});
@@ -242,10 +225,10 @@ TEST_P(MatmulTest, MatchesDoublePrecision) {
 }
 
 TEST_P(MatmulTest, ImpossibleProductsAreErrors) {
-  MatmulCall call = dense(1, 4, 4, 4);
+  MatmulCall call = dense_matmul(1, 4, 4, 4);
   call.dtype = DType::F64;
   EXPECT_NE(message_of([&] { device_->matmul(call); }).find("f64 is not supported"), std::string::npos);
-  call = dense(1, 4, 4, 4);
+  call = dense_matmul(1, 4, 4, 4);
   call.c_row_stride = 3;
   EXPECT_NE(message_of([&] { device_->matmul(call); }).find("overlap"), std::string::npos);
 }

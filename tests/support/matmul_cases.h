@@ -1,4 +1,4 @@
-// Matrix products for the tests of CUDA, with their operands and what they give in double precision.
+// Matrix products for tests, with their operands and what they give in double precision.
 #pragma once
 
 #include <cstdint>

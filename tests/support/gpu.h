@@ -1,0 +1,23 @@
+// For tests that need a GPU: why there is none, to be said when they are skipped; empty if there is one.
+#pragma once
+
+#include <string>
+
+#include "graph/error.h"
+#include "runtime/device.h"
+
+namespace kumi::testing {
+
+inline const std::string& why_no_gpu() {
+  static const std::string why = [] {
+    try {
+      (void)open_device("cuda");
+      return std::string();
+    } catch (const Error& error) {
+      return concat("needs a GPU: ", error.what());
+    }
+  }();
+  return why;
+}
+
+}  // namespace kumi::testing
