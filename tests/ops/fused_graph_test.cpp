@@ -18,6 +18,7 @@ using testing::DeviceRun;
 using testing::evaluate;
 using testing::random_graph;
 using testing::RandomGraph;
+using testing::shared_device;
 using testing::Tensors;
 using testing::Tolerance;
 using testing::unit_roundoff;
@@ -115,7 +116,7 @@ TEST(FusedKernels, RowsThatAreReadElsewhereAreInMemory) {
 class FusedGraphs : public ::testing::TestWithParam<uint32_t> {
  protected:
   // One plan for the whole batch: its kernels are compiled together.
-  void run(bool gradient, Precision precision = Precision::kF32) {
+  void run(bool gradient, Precision precision = Precision::kF32, const std::string& device_name = "cpu") {
     Module all;
     all.name = "batch";
     std::vector<Case> cases;
@@ -143,7 +144,7 @@ class FusedGraphs : public ::testing::TestWithParam<uint32_t> {
     }
     std::optional<DeviceRun> device;
     try {
-      device.emplace(std::move(all));
+      device.emplace(std::move(all), PlanOptions{}, shared_device(device_name));
     } catch (const Error& error) {
       FAIL() << "seeds " << GetParam() << " to " << GetParam() + kGraphsInABatch - 1 << "\n" << error.what();
     }
@@ -193,6 +194,14 @@ TEST_P(FusedGraphs, ForwardInBf16MatchesReferences) {
 
 TEST_P(FusedGraphs, GradientInBf16MatchesReferences) {
   run(true, Precision::kBF16);
+}
+
+TEST_P(FusedGraphs, GradientOnTheEmulatedGpuMatchesReferences) {
+  run(true, Precision::kF32, "cuda_emu");
+}
+
+TEST_P(FusedGraphs, GradientInBf16OnTheEmulatedGpuMatchesReferences) {
+  run(true, Precision::kBF16, "cuda_emu");
 }
 
 INSTANTIATE_TEST_SUITE_P(Seeds, FusedGraphs,
