@@ -22,7 +22,7 @@ VARIANTS = [("ddp", "none", "none"), ("zero1", "none", "none"), ("zero2", "none"
             ("zero3_local", "nf4", "int8")]
 COUNTED_STEPS = 4
 # So that computing takes longer than communicating, and no layer is much larger than the others.
-DEFAULT_SETTINGS = ["model.layers=12", "model.vocab=2048", "data.batch_size=16"]
+DEFAULT_SETTINGS = ["model.layers=12", "model.vocab=2048", "data.batch_size=8"]
 ROOT = Path(__file__).resolve().parents[2]
 KUMI = ROOT / "build" / "release" / "kumi"
 
@@ -168,7 +168,7 @@ def add_arguments(parser):
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--local", type=int, default=2, help="ranks a node; default 2")
     parser.add_argument("--rate", default="1gbit", help="of the link of each node, in the words of tc; default 1gbit")
-    parser.add_argument("--steps", type=int, default=5, help="counted steps of a run; default 5")
+    parser.add_argument("--steps", type=int, default=3, help="counted steps of a run; default 3")
 
 
 def main(options):
