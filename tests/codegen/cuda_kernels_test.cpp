@@ -65,7 +65,9 @@ class CudaKernels : public ::testing::TestWithParam<std::string> {
         EXPECT_EQ(function->spill_store_bytes + function->spill_load_bytes, 0);
         const Occupancy filled = occupancy(limits, *function, phase.threads);
         // Blocks of few threads, for launches of few threads, reach the limit of blocks first.
-        if (phase.threads >= 128) EXPECT_GE(filled.of_most, kLeastOccupancy);
+        if (phase.threads >= 128) {
+          EXPECT_GE(filled.of_most, kLeastOccupancy);
+        }
       }
   }
 
