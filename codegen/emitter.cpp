@@ -118,6 +118,7 @@ class Printer {
       if (!dialect_.is_simt) continue;
       added.blocks = phase.schedule.blocks;
       added.threads = phase.schedule.threads;
+      added.moved_bytes = phase.moved_bytes.value_or(0);
     }
     kernel.buffers = static_cast<int64_t>(program_.buffers.size());
     kernel.source = std::move(out_);

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -213,7 +214,9 @@ struct Phase {
   int64_t work = 0;  // rough element operations of the whole phase
   LoopKind loop = LoopKind::kSerial;
   std::vector<Stmt> body;
-  SimtSchedule schedule;  // of kernels for teams of threads
+  // Of kernels for teams of threads:
+  SimtSchedule schedule;
+  std::optional<double> moved_bytes;  // moved_bytes.h
 };
 
 struct KernelProgram {

@@ -46,6 +46,7 @@ proto::Plan to_proto(const Plan& plan) {
       added->set_work(phase.work);
       added->set_blocks(phase.blocks);
       added->set_threads(phase.threads);
+      added->set_moved_bytes(phase.moved_bytes);
     }
   }
   for (const MatmulCall& call : plan.matmuls) {

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "codegen/kernel_walk.h"
+#include "codegen/moved_bytes.h"
 #include "codegen/row_cache.h"
 #include "codegen/simt_schedule.h"
 #include "codegen/team_barriers.h"
@@ -43,6 +44,7 @@ class PhaseLowering {
     Phase result = phase_;
     SimtSchedule& schedule = result.schedule = choose_schedule(phase_, program_);
     schedule_ = schedule;
+    result.moved_bytes = moved_bytes(phase_, program_);
     if (phase_.loop == LoopKind::kVector) {
       if (schedule.vector > 1) result.body = vectors_of_phase();
       return result;
@@ -58,6 +60,7 @@ class PhaseLowering {
       if (s.search) written.insert(s.search->codes);
     });
     phase_.body = with_cached_rows(phase_.body, schedule_, program_, written);
+    result.moved_bytes = moved_bytes(phase_, program_);
     find_arrays();
     schedule = schedule_;
     result.body = together(with_barriers(phase_.body, schedule_, written, own_arrays_));

@@ -35,8 +35,10 @@ std::vector<std::shared_ptr<LoadedObject>> HostKernels::compile(const std::vecto
   std::vector<std::shared_ptr<LoadedObject>> objects = compile_distinct<LoadedObject>(
       kernels, threads_, [this](const Kernel& kernel, bool* from_cache) { return load(kernel, from_cache); },
       statistics);
-  // What the compiler freed, and all before it, stays with the allocator unless it is told.
-#ifdef __GLIBC__
+  // What the compiler freed, and all before it, stays with the allocator unless it is told. Under the
+  // sanitizers that allocator serves nobody, and is set up by the first who calls it: threads that do at once
+  // would crash.
+#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
   malloc_trim(0);
 #endif
   return objects;

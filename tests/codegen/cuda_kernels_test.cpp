@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <cstdio>
+#include <map>
+#include <set>
 
 #include "codegen/cuda/cuda_compiler.h"
 #include "codegen/cuda/occupancy.h"
@@ -84,6 +86,35 @@ TEST_P(CudaKernels, OfPlamo13BsTrainingStepCompile) {
 TEST_P(CudaKernels, OfAllModelsCompile) {
   for (const ExampleModel& model : testing::small_example_models())
     compile_and_check(model.file, training_plan(model, Precision::kF32));
+}
+
+// Inputs read once, outputs written once. Rows of logits do not fit registers: they are read again for each
+// pass over them, 2 or 3 times, from the caches of the second level.
+TEST(CudaKernelBytes, OfPlamo13BsTrainingStepAreLittleMoreThanTheLeast) {
+  constexpr double kMost = 1.05;
+  const std::set<std::string> several_passes = {"cross_entropy", "cross_entropy_grad"};
+  for (const Precision precision : {Precision::kF32, Precision::kBF16}) {
+    const Plan plan = training_plan(plamo_13b(), precision);
+    std::map<std::string, double> ratios;
+    for (const GraphPlan& graph : plan.graphs)
+      for (const Step& step : graph.steps) {
+        if (step.kernel == kNone || step.cost.product_flops > 0) continue;
+        double moved = 0;
+        bool is_known = true;
+        for (const KernelPhase& phase : plan.kernels[static_cast<size_t>(step.kernel)].phases) {
+          moved += phase.moved_bytes;
+          is_known &= phase.moved_bytes > 0;
+        }
+        if (is_known) ratios[step.name] = std::max(ratios[step.name], moved / step.cost.bytes);
+      }
+    EXPECT_GT(ratios.size(), 8U);
+    for (const auto& [name, ratio] : ratios) {
+      std::printf("%-45s %.4f of the least bytes\n", name.c_str(), ratio);
+      if (several_passes.count(name) == 0) {
+        EXPECT_LE(ratio, kMost) << name;
+      }
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Architectures, CudaKernels, ::testing::Values("sm_80", "sm_90a"),
