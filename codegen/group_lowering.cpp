@@ -6,6 +6,7 @@
 #include <memory>
 #include <utility>
 
+#include "codegen/column_grid.h"
 #include "codegen/iteration_space.h"
 #include "graph/op.h"
 
@@ -16,9 +17,6 @@ namespace {
 constexpr int64_t kLongestLocalRow = 16384;
 // Columns summed together by one iteration of a column kernel: two AVX2 vectors of f32.
 constexpr int64_t kColumnBlock = 16;
-// For the threads of a GPU: columns that a team sums together, and places of its grid.
-constexpr int64_t kGridColumns = 32;
-constexpr int64_t kGridPlaces = 2048;
 // Rows summed by a column kernel before the sum goes into that of all.
 constexpr int64_t kRowBlock = 128;
 
@@ -466,17 +464,21 @@ class GroupLowering {
     auto finish = lowering.column_finish ? lowering.column_finish : [](Expr e) { return e; };
     Buffer out = buffer(root.results[0], true);
     DType dtype = graph_.type(root.results[0]).dtype == DType::F64 ? DType::F64 : DType::F32;
-    // What is added up at a row and a column.
-    auto element_at = [&](Expr row, Expr column) {
-      Index index = leading_index(row, merged_border);
+    // What is added up at a row, of which these are the indices, and a column.
+    auto element_at = [&](Index index, Expr column) {
+      memo_.emplace_back();
       // Nothing is left to index where everything is summed.
       if (merged_border < space_->merged_rank())
         for (Expr& e : space_->unflatten(column, merged_border, space_->merged_rank())) index.push_back(e);
       Expr value = element(root.operands[0], index);
+      memo_.pop_back();
       return lowering.column_element ? lowering.column_element(value) : value;
     };
     if (dialect_.is_simt) {
-      lower_column_grid(rows, kept, dtype, out, element_at, finish);
+      sum_columns_on_grid(
+          builder_, {rows, kept, dtype, work()}, out,
+          [&](Expr row, Expr column) { return element_at(leading_index(row, merged_border), column); },
+          finish);
       return;
     }
     bool whole_blocks = kept % kColumnBlock == 0;
@@ -493,11 +495,8 @@ class GroupLowering {
       };
       auto add_rows = [&](const Buffer& target, Expr begin, Expr end) {
         builder_.loop(begin, end, LoopKind::kSerial, [&](Expr row) {
-          each_column([&](Expr j) {
-            memo_.emplace_back();
-            builder_.store(target, j, target[j] + element_at(row, base + j));
-            memo_.pop_back();
-          });
+          const Index leading = leading_index(row, merged_border);
+          each_column([&](Expr j) { builder_.store(target, j, target[j] + element_at(leading, base + j)); });
         });
       };
       clear(sums);
@@ -516,60 +515,6 @@ class GroupLowering {
         });
       }
       each_column([&](Expr j) { builder_.store(out, base + j, finish(sums[j])); });
-    });
-  }
-
-  // A team sums a few columns: each place of a grid of columns and groups of rows adds up the rows of its
-  // group, then the groups are added up.
-  void lower_column_grid(int64_t rows, int64_t kept, DType dtype, const Buffer& out,
-                         const std::function<Expr(Expr, Expr)>& element_at,
-                         const std::function<Expr(Expr)>& finish) {
-    int64_t columns = kGridColumns;
-    while (columns > 1 && columns / 2 >= kept) columns /= 2;
-    int64_t groups = kGridPlaces / columns;
-    while (groups > 1 && groups / 2 >= rows) groups /= 2;
-    const int64_t places = columns * groups;
-    const bool is_whole = kept % columns == 0;
-    builder_.parallel((kept + columns - 1) / columns, work(), [&](Expr block) {
-      const Expr first = builder_.let("first_column", block * Expr(columns));
-      const Buffer sums = builder_.array("sums", dtype, places);
-      auto each = [&](int64_t count, const std::function<void(Expr)>& body) {
-        builder_.loop(0, count, LoopKind::kVector, body);
-      };
-      auto column_of = [&](Expr place) { return first + (columns == 1 ? Expr(0) : place % Expr(columns)); };
-      auto add = [&](Expr row_block, bool is_last) {
-        each(places, [&](Expr place) {
-          memo_.emplace_back();
-          const Expr row = row_block * Expr(groups) + (columns == 1 ? place : place / Expr(columns));
-          auto store = [&] { builder_.store(sums, place, sums[place] + element_at(row, column_of(place))); };
-          Expr condition;
-          if (is_last) condition = row < Expr(rows);
-          if (!is_whole)
-            condition =
-                condition ? condition && column_of(place) < Expr(kept) : column_of(place) < Expr(kept);
-          if (condition)
-            builder_.if_(condition, store);
-          else
-            store();
-          memo_.pop_back();
-        });
-      };
-      each(places, [&](Expr place) { builder_.store(sums, place, kumi::constant(dtype, 0)); });
-      builder_.loop(0, rows / groups, LoopKind::kSerial, [&](Expr row_block) { add(row_block, false); });
-      if (rows % groups != 0) add(rows / groups, true);
-      const Buffer all = builder_.array("all_sums", dtype, places);
-      each(places, [&](Expr place) { builder_.store(all, place, sums[place]); });
-      each(columns, [&](Expr column) {
-        Local total = builder_.local("total", dtype, kumi::constant(dtype, 0));
-        builder_.loop(0, groups, LoopKind::kSerial, [&](Expr group) {
-          builder_.assign(total, total.value() + all[group * Expr(columns) + column]);
-        });
-        auto store = [&] { builder_.store(out, first + column, finish(total.value())); };
-        if (is_whole)
-          store();
-        else
-          builder_.if_(first + column < Expr(kept), store);
-      });
     });
   }
 

@@ -22,7 +22,7 @@ class RowCache {
  public:
   RowCache(const SimtSchedule& schedule, const KernelProgram& program, const std::set<std::string>& written)
       : schedule_(schedule), written_(written) {
-    for (const BufferParameter& buffer : program.buffers) buffers_[buffer.name] = buffer.dtype;
+    for (const BufferParameter& buffer : program.buffers) buffers_.insert(buffer.name);
   }
 
   std::vector<Stmt> run(const std::vector<Stmt>& body) {
@@ -72,8 +72,7 @@ class RowCache {
         Row& row = rows.at(key);
         if (row.array.empty() && (row.loops < 2 || !fits(extent))) continue;
         if (row.array.empty()) {
-          row.array = concat("row_", arrays_.size(), "_");
-          arrays_.insert(row.array);
+          row.array = concat("row_", arrays_++, "_");
           held_ += share(extent);
           Stmt array;
           array.kind = Stmt::kDeclareArray;
@@ -178,11 +177,11 @@ class RowCache {
 
   const SimtSchedule& schedule_;
   const std::set<std::string>& written_;
-  std::map<std::string, DType> buffers_;
+  std::set<std::string> buffers_;
   std::map<std::string, Expr> definitions_;
   std::map<std::string, Expr> loads_;  // by key, the element's number being #
-  std::set<std::string> arrays_;
-  int64_t held_ = 0;  // elements that a thread keeps already
+  int64_t arrays_ = 0;                 // so far
+  int64_t held_ = 0;                   // elements that a thread keeps already
 };
 
 }  // namespace

@@ -5,15 +5,14 @@
 #include <dnnl_config.h>
 #include <omp.h>
 
-#include <cstring>
 #include <memory>
 #include <optional>
 #include <utility>
 
 #include "codegen/cpu/clang_compiler.h"
 #include "graph/error.h"
+#include "runtime/cpu/host_device.h"
 #include "runtime/cpu/host_kernels.h"
-#include "runtime/cpu/host_memory.h"
 #include "runtime/cpu/matvec_kernel.h"
 #include "runtime/cpu/onednn_matmul.h"
 #include "runtime/cpu/thread_count.h"
@@ -77,7 +76,7 @@ class CpuKernel : public Callable {
   std::vector<Step> steps_;
 };
 
-class CpuDevice : public Device {
+class CpuDevice : public HostDevice {
  public:
   explicit CpuDevice(const DeviceOptions& options)
       : threads_(choose_thread_count(options.sharers)),
@@ -90,15 +89,6 @@ class CpuDevice : public Device {
   std::string description() const override {
     return concat("cpu: ", threads_, threads_ == 1 ? " thread, " : " threads, ", host_instruction_set(),
                   ", oneDNN ", onednn_version(), ", Clang ", host_compiler_version());
-  }
-
-  void* allocate(size_t bytes) override { return memory_.allocate(bytes); }
-  void free(void* memory) override { memory_.free(memory); }
-  void copy_from_host(void* device_memory, const void* host_memory, size_t bytes) override {
-    if (bytes > 0) memcpy(device_memory, host_memory, bytes);
-  }
-  void copy_to_host(void* host_memory, const void* device_memory, size_t bytes) override {
-    if (bytes > 0) memcpy(host_memory, device_memory, bytes);
   }
 
   std::vector<std::unique_ptr<Callable>> compile(const std::vector<Kernel>& kernels,
@@ -119,7 +109,6 @@ class CpuDevice : public Device {
  private:
   int threads_;
   HostKernels kernels_;
-  HostMemory memory_;
   std::shared_ptr<ScratchMemory> scratch_;
 };
 

@@ -6,7 +6,6 @@
 // device may be prepared in parallel but run one at a time.
 #include <cerrno>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <string>
 #include <utility>
@@ -16,8 +15,8 @@
 #include "codegen/cuda/cuda_prelude.h"
 #include "codegen/cuda/emulation_prelude.h"
 #include "graph/error.h"
+#include "runtime/cpu/host_device.h"
 #include "runtime/cpu/host_kernels.h"
-#include "runtime/cpu/host_memory.h"
 #include "runtime/cpu/thread_count.h"
 #include "runtime/cuda_emu/emulated_matmul.h"
 #include "runtime/cuda_emu/thread_block.h"
@@ -95,27 +94,18 @@ class EmulatedKernel : public Callable {
   std::vector<Launch> launches_;
 };
 
-class EmulatedDevice : public Device {
+class EmulatedDevice : public HostDevice {
  public:
   explicit EmulatedDevice(const DeviceOptions& options)
-      : seed_(choose_seed()),
+      : HostDevice(kAlignment),
+        seed_(choose_seed()),
         grid_(std::make_shared<ThreadBlock>(seed_)),
-        kernels_(emulated_kernel_setup(), choose_thread_count(options.sharers), grid_->symbols()),
-        memory_(kAlignment) {}
+        kernels_(emulated_kernel_setup(), choose_thread_count(options.sharers), grid_->symbols()) {}
 
   std::string name() const override { return "cuda_emu"; }
   std::string description() const override {
     return concat("cuda_emu: CUDA kernels emulated on the host for tests, threads in random order of seed ",
                   seed_, ", Clang ", host_compiler_version());
-  }
-
-  void* allocate(size_t bytes) override { return memory_.allocate(bytes); }
-  void free(void* memory) override { memory_.free(memory); }
-  void copy_from_host(void* device_memory, const void* host_memory, size_t bytes) override {
-    if (bytes > 0) memcpy(device_memory, host_memory, bytes);
-  }
-  void copy_to_host(void* host_memory, const void* device_memory, size_t bytes) override {
-    if (bytes > 0) memcpy(host_memory, device_memory, bytes);
   }
 
   std::vector<std::unique_ptr<Callable>> compile(const std::vector<Kernel>& kernels,
@@ -133,7 +123,6 @@ class EmulatedDevice : public Device {
   uint64_t seed_;
   std::shared_ptr<ThreadBlock> grid_;  // kernels may outlive their device
   HostKernels kernels_;
-  HostMemory memory_;
 };
 
 }  // namespace

@@ -61,18 +61,7 @@ std::vector<MatmulCase> matmul_cases() {
   cases.push_back({"one A for all", call});
   call.b_batch_stride = 0;
   cases.push_back({"one A and one B for all", call});
-  // Heads side by side, as attention reads them: [seq, heads, width].
-  call = dense_matmul(4, 12, 12, 8);
-  call.a_batch_stride = 8, call.a_row_stride = 32;
-  call.b_batch_stride = 8, call.b_row_stride = 1, call.b_column_stride = 32;
-  cases.push_back({"interleaved heads, Q Kt", call});
-  call = dense_matmul(4, 12, 8, 12);
-  call.b_batch_stride = 8, call.b_row_stride = 32;
-  call.c_batch_stride = 8, call.c_row_stride = 32;
-  cases.push_back({"interleaved heads, P V", call});
-  call = dense_matmul(1, 20, 15, 10);
-  call.a_row_stride = 13, call.b_row_stride = 18, call.c_row_stride = 17;
-  cases.push_back({"padded rows", call});
+  for (const MatmulCase& one : testing::strided_matmul_cases()) cases.push_back(one);
   call = dense_matmul(1, 1, 15, 10);
   call.a_column_stride = 3, call.b_row_stride = 18;
   cases.push_back({"one row, strided, padded rows", call});

@@ -29,6 +29,23 @@ MatmulCall dense_matmul(int64_t batch, int64_t m, int64_t n, int64_t k, bool tra
   return call;
 }
 
+std::vector<MatmulCase> strided_matmul_cases() {
+  std::vector<MatmulCase> cases;
+  // Heads side by side, as attention reads them: [seq, heads, width].
+  MatmulCall call = dense_matmul(4, 12, 12, 8);
+  call.a_batch_stride = 8, call.a_row_stride = 32;
+  call.b_batch_stride = 8, call.b_row_stride = 1, call.b_column_stride = 32;
+  cases.push_back({"interleaved heads, Q K'", call});
+  call = dense_matmul(4, 12, 8, 12);
+  call.b_batch_stride = 8, call.b_row_stride = 32;
+  call.c_batch_stride = 8, call.c_row_stride = 32;
+  cases.push_back({"interleaved heads, P V", call});
+  call = dense_matmul(1, 20, 15, 10);
+  call.a_row_stride = 13, call.b_row_stride = 18, call.c_row_stride = 17;
+  cases.push_back({"padded rows", call});
+  return cases;
+}
+
 std::vector<MatmulCase> cublas_matmul_cases() {
   std::vector<MatmulCase> cases;
   for (int64_t batch : {1, 3})
@@ -53,18 +70,7 @@ std::vector<MatmulCase> cublas_matmul_cases() {
   cases.push_back({"one B for all", call});
   call.a_batch_stride = 0;
   cases.push_back({"one A and one B for all", call});
-  // Heads side by side, as attention reads them: [seq, heads, width].
-  call = dense_matmul(4, 12, 12, 8);
-  call.a_batch_stride = 8, call.a_row_stride = 32;
-  call.b_batch_stride = 8, call.b_row_stride = 1, call.b_column_stride = 32;
-  cases.push_back({"interleaved heads, Q K'", call});
-  call = dense_matmul(4, 12, 8, 12);
-  call.b_batch_stride = 8, call.b_row_stride = 32;
-  call.c_batch_stride = 8, call.c_row_stride = 32;
-  cases.push_back({"interleaved heads, P V", call});
-  call = dense_matmul(1, 20, 15, 10);
-  call.a_row_stride = 13, call.b_row_stride = 18, call.c_row_stride = 17;
-  cases.push_back({"padded rows", call});
+  for (const MatmulCase& one : strided_matmul_cases()) cases.push_back(one);
   // Along an axis of one element a stride does not matter.
   call = dense_matmul(1, 1, 16, 8);
   call.a_row_stride = 0, call.c_row_stride = 0;

@@ -18,6 +18,9 @@ struct MatmulCase {
 MatmulCall dense_matmul(int64_t batch, int64_t m, int64_t n, int64_t k, bool transpose_a = false,
                         bool transpose_b = false);
 
+// Rows that are not next to each other: parts of larger matrices, with their rows apart or interleaved.
+std::vector<MatmulCase> strided_matmul_cases();
+
 // All kinds of layout that cuBLASLt can express, with something in every matrix, in f32.
 std::vector<MatmulCase> cublas_matmul_cases();
 
