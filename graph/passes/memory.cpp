@@ -13,6 +13,7 @@
 #include "graph/passes/memory.h"
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <optional>
 #include <set>
@@ -234,14 +235,38 @@ class GraphMemory {
     }
   }
 
+  // No order of placing is the best for all graphs: that which needs least is taken.
   void assign_offsets() {
-    std::vector<size_t> order(buffers_.size());
-    for (size_t i = 0; i < order.size(); ++i) order[i] = i;
-    std::stable_sort(order.begin(), order.end(),
-                     [&](size_t a, size_t b) { return buffers_[a].bytes > buffers_[b].bytes; });
+    const int64_t lower_bound = most_alive();
+    const auto bytes = [](const Buffer& b) { return static_cast<double>(b.bytes); };
+    const auto units = [](const Buffer& b) { return b.last - b.first + 1.0; };
+    const std::function<std::pair<double, double>(const Buffer&)> orders[] = {
+        [&](const Buffer& b) { return std::pair(bytes(b), 0.0); },
+        [&](const Buffer& b) { return std::pair(units(b), bytes(b)); },
+        [&](const Buffer& b) { return std::pair(bytes(b) * units(b), 0.0); },
+        [&](const Buffer& b) { return std::pair(static_cast<double>(b.last), bytes(b)); },
+        [&](const Buffer& b) { return std::pair(-static_cast<double>(b.first), bytes(b)); },
+    };
+    std::vector<int64_t> best;
+    for (const auto& key : orders) {
+      std::stable_sort(buffers_.begin(), buffers_.end(),
+                       [&](const Buffer& a, const Buffer& b) { return key(a) > key(b); });
+      const int64_t arena = place_in_order();
+      if (!best.empty() && arena >= graph_.arena_bytes) continue;
+      graph_.arena_bytes = arena;
+      best.assign(storages_.all.size(), 0);
+      for (const Buffer& buffer : buffers_) best[buffer.storage] = buffer.offset;
+      if (arena == lower_bound) break;
+    }
+    for (Buffer& buffer : buffers_) buffer.offset = best[buffer.storage];
+    graph_.arena_lower_bound = lower_bound;
+  }
+
+  // Each buffer in the smallest gap between those before it that it fits into. Returns the bytes of all.
+  int64_t place_in_order() {
     std::vector<size_t> placed;  // by offset
     int64_t arena = 0;
-    for (size_t i : order) {
+    for (size_t i = 0; i < buffers_.size(); ++i) {
       Buffer& buffer = buffers_[i];
       int64_t best_offset = -1, best_gap = 0, end = 0;
       for (size_t p : placed) {
@@ -260,8 +285,11 @@ class GraphMemory {
                                  [&](int64_t offset, size_t p) { return offset < buffers_[p].offset; });
       placed.insert(at, i);
     }
-    graph_.arena_bytes = arena;
-    // The largest sum of buffers alive at once.
+    return arena;
+  }
+
+  // The largest sum of buffers alive at once.
+  int64_t most_alive() const {
     std::vector<int64_t> change(units_.size() + 2, 0);
     for (const Buffer& buffer : buffers_) {
       change[buffer.first] += buffer.bytes;
@@ -269,7 +297,7 @@ class GraphMemory {
     }
     int64_t live = 0, peak = 0;
     for (int64_t delta : change) peak = std::max(peak, live += delta);
-    graph_.arena_lower_bound = peak;
+    return peak;
   }
 
   void set_placements() {

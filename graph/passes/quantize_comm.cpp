@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <optional>
+#include <set>
 
 #include "graph/op.h"
 #include "graph/passes/keep_sent.h"
@@ -115,9 +116,12 @@ class Weights : Rebuild {
       operands.insert(operands.end(), values.begin(), values.end());
       parts.push_back(part);
     }
-    const std::vector<ValueId> gathered = builder_.build("all_gather", operands, node.attributes, "gathered");
-    new_.nodes.back().recomputed = node.recomputed;
     const int64_t ranks = int_attribute(node.attributes, "ranks");
+    std::vector<ValueId> gathered = operands;
+    if (ranks > 1) {
+      gathered = builder_.build("all_gather", operands, node.attributes, "gathered");
+      new_.nodes.back().recomputed = node.recomputed;
+    }
     for (size_t i = 0; i < parts.size(); ++i) {
       const auto first = gathered.begin() + static_cast<std::ptrdiff_t>(parts[i].begin);
       const std::vector<ValueId> values(first, first + static_cast<std::ptrdiff_t>(parts[i].count));
@@ -295,6 +299,16 @@ class Gradients : Rebuild {
   const QuantizationScheme scheme_;
 };
 
+// Where nothing is updated, replicas stay as they are, and what they are made of is not needed.
+void leave_out_trained_weights(Module* module) {
+  std::erase_if(module->graphs, [](const Graph& graph) { return graph.name == "replicate"; });
+  std::set<std::string> read;
+  for (const Graph& graph : module->graphs)
+    for (const Node& node : graph.nodes)
+      if (node.op == "read") read.insert(string_attribute(node.attributes, "state"));
+  std::erase_if(module->states, [&](const State& state) { return read.count(state.name) == 0; });
+}
+
 }  // namespace
 
 Module quantize_comm(Module module, const PlanOptions& options) {
@@ -311,6 +325,7 @@ Module quantize_comm(Module module, const PlanOptions& options) {
     for (Graph& graph : module.graphs) graph = Gradients(graph, before, scheme).run();
   }
   keep_sent(&module);
+  if (options.goal == Goal::kGradient) leave_out_trained_weights(&module);
   return module;
 }
 

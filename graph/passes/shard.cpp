@@ -270,7 +270,9 @@ class Gradient : Rebuild {
     if (gathers_) {
       const MeshGroup group =
           options_.sharding == ShardingMode::kZero3 ? MeshGroup::kWorld : MeshGroup::kNode;
-      flats = collective(builder_, options_.mesh, "all_gather", group, flats, "gathered");
+      // Of quantized weights also from a single rank: quantize_comm dequantizes them there.
+      const bool is_quantized = options_.quantized_weights != "none";
+      flats = collective(builder_, options_.mesh, "all_gather", group, flats, "gathered", is_quantized);
     }
     size_t next = 0;
     for (size_t s = 0; s < 2; ++s)
@@ -444,7 +446,8 @@ Graph replicate_graph(const Module& module, const Units& units, const PlanOption
 }  // namespace
 
 bool is_sharded(const PlanOptions& options) {
-  return options.goal == Goal::kTrain && options.mesh.ranks() > 1;
+  if (options.goal != Goal::kTrain && options.goal != Goal::kGradient) return false;
+  return options.mesh.ranks() > 1 || options.quantized_weights != "none";
 }
 
 std::string replica_name(const std::string& flat_state) {
@@ -488,9 +491,9 @@ std::vector<GradientReduction> step_reductions(const PlanOptions& options) {
 
 std::vector<ValueId> collective(GraphBuilder& builder, const Mesh& mesh, const std::string& op,
                                 MeshGroup group, const std::vector<ValueId>& values,
-                                const std::string& name) {
+                                const std::string& name, bool even_alone) {
   const int64_t ranks = mesh.size(group);
-  if (ranks == 1 || values.empty()) return values;
+  if ((ranks == 1 && !even_alone) || values.empty()) return values;
   return builder.build(op, values, {{"group", std::string(to_string(group))}, {"ranks", Dim(ranks)}}, name);
 }
 

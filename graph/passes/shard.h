@@ -31,7 +31,8 @@ namespace kumi {
 
 Module shard(Module module, const PlanOptions& options);
 
-// Is the training state of these options flat and on a mesh? Not with a single rank.
+// Is the training state of these options flat and on a mesh? With a single rank only if its weights are
+// quantized.
 bool is_sharded(const PlanOptions& options);
 
 // The state that the model reads in place of a flat state of weights, in the type in which it computes.
@@ -47,9 +48,10 @@ struct GradientReduction {
 // the backward pass.
 std::vector<GradientReduction> micro_batch_reductions(const PlanOptions& options);
 std::vector<GradientReduction> step_reductions(const PlanOptions& options);
-// A collective over the group of the mesh; the values as they are if that is a single rank.
+// A collective over the group of the mesh; the values as they are if that is a single rank, unless there is
+// to be a node even then.
 std::vector<ValueId> collective(GraphBuilder& builder, const Mesh& mesh, const std::string& op,
                                 MeshGroup group, const std::vector<ValueId>& values,
-                                const std::string& name = "");
+                                const std::string& name = "", bool even_alone = false);
 
 }  // namespace kumi
