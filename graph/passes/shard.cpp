@@ -490,8 +490,8 @@ std::vector<GradientReduction> step_reductions(const PlanOptions& options) {
 }
 
 std::vector<ValueId> collective(GraphBuilder& builder, const Mesh& mesh, const std::string& op,
-                                MeshGroup group, const std::vector<ValueId>& values,
-                                const std::string& name, bool even_alone) {
+                                MeshGroup group, const std::vector<ValueId>& values, const std::string& name,
+                                bool even_alone) {
   const int64_t ranks = mesh.size(group);
   if ((ranks == 1 && !even_alone) || values.empty()) return values;
   return builder.build(op, values, {{"group", std::string(to_string(group))}, {"ranks", Dim(ranks)}}, name);

@@ -118,7 +118,19 @@ TEST_P(MeshOptions, MicroBatchesGiveTheSame) {
   run_.expect_trained_weights(kWeightTolerance);
 }
 
-TEST_P(MeshOptions, QuantizedStaysNear) {
+std::string mode(const ::testing::TestParamInfo<MeshCase>& info) {
+  return info.param.sharding;
+}
+
+std::vector<MeshCase> option_cases() {
+  return {{"ddp", 2, 2}, {"zero1", 2, 2}, {"zero2", 2, 3}, {"zero3", 2, 2}, {"zero3_local", 2, 3}};
+}
+
+INSTANTIATE_TEST_SUITE_P(Modes, MeshOptions, ::testing::ValuesIn(option_cases()), mode);
+
+class QuantizedMesh : public MeshTraining {};
+
+TEST_P(QuantizedMesh, StaysNear) {
   const bool gathers = GetParam().sharding != "ddp";
   for (const char* scheme : {"int8", "int4", "nf4"})
     for (const char* precision : {"F32", "BF16"}) {
@@ -134,11 +146,10 @@ TEST_P(MeshOptions, QuantizedStaysNear) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Modes, MeshOptions,
-                         ::testing::Values(MeshCase{"ddp", 2, 2}, MeshCase{"zero1", 2, 2},
-                                           MeshCase{"zero2", 2, 3}, MeshCase{"zero3", 2, 2},
-                                           MeshCase{"zero3_local", 2, 3}),
-                         [](const auto& info) { return info.param.sharding; });
+INSTANTIATE_TEST_SUITE_P(Modes, QuantizedMesh, ::testing::ValuesIn(option_cases()), mode);
+// Ranks that keep their weights quantized though they gather them from nobody.
+INSTANTIATE_TEST_SUITE_P(Alone, QuantizedMesh,
+                         ::testing::Values(MeshCase{"zero3", 1, 1}, MeshCase{"zero3_local", 3, 1}), mode);
 
 }  // namespace
 }  // namespace kumi::testing
