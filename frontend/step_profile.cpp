@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <random>
 #include <sstream>
 
 #include "frontend/human.h"
@@ -13,6 +14,7 @@
 #include "runtime/data_loader.h"
 #include "runtime/initialize.h"
 #include "runtime/measure_machine.h"
+#include "runtime/steady_clock.h"
 #include "runtime/trainer.h"
 
 namespace kumi {
@@ -136,30 +138,82 @@ size_t span_count(const GraphPlan& graph) {
   return spans;
 }
 
-void measure_steps(Executor& executor, int64_t steps, const Rank& rank, StepProfile* profile) {
-  const GraphPlan& gradient = executor.graph("gradient");
-  size_t spans = span_count(gradient) * static_cast<size_t>(profile->accumulation);
+// Runs what is measured, again and again.
+class Runner {
+ public:
+  Runner(Executor& executor, const StepProfile& profile)
+      : executor_(executor),
+        batches_(profile.batch / profile.rank_count, profile.seq, id_limit(executor.graph("gradient"))) {
+    options_.accumulation = profile.accumulation;
+  }
+
+  // The seconds of each.
+  std::vector<double> run(int64_t steps) {
+    std::vector<double> seconds;
+    if (executor_.has_graph("update")) {
+      options_.steps += steps;
+      TrainingHooks hooks;
+      hooks.on_step = [&](const StepReport& report) { seconds.push_back(report.seconds); };
+      train(executor_, batches_, options_, hooks);
+      return seconds;
+    }
+    const std::vector<int64_t> shape = {batches_.batch(), batches_.seq()};
+    std::vector<int32_t> tokens(static_cast<size_t>(shape[0] * shape[1])), labels(tokens.size());
+    const Feed feeds[] = {{"tokens", DType::I32, shape, tokens.data()},
+                          {"labels", DType::I32, shape, labels.data()}};
+    while (static_cast<int64_t>(seconds.size()) < steps) {
+      batches_.next(tokens.data(), labels.data());
+      const int64_t begin = steady_nanoseconds();
+      executor_.run("gradient", feeds);
+      executor_.finish();
+      seconds.push_back(static_cast<double>(steady_nanoseconds() - begin) * 1e-9);
+    }
+    return seconds;
+  }
+
+ private:
+  Executor& executor_;
+  RandomBatches batches_;
+  TrainingOptions options_;
+};
+
+void measure_steps(Executor& executor, int64_t steps, const Rank& rank, bool is_beside_host,
+                   StepProfile* profile) {
+  size_t spans = span_count(executor.graph("gradient")) * static_cast<size_t>(profile->accumulation);
   for (const char* name : {"update", "replicate"})
     if (executor.has_graph(name)) spans += span_count(executor.graph(name));
   profile->timeline.reserve(spans * static_cast<size_t>(steps));
-  RandomBatches batches(profile->batch / profile->rank_count, profile->seq, id_limit(gradient));
-  TrainingOptions options;
-  options.accumulation = profile->accumulation;
-  TrainingHooks hooks;
-  options.steps = kWarmupSteps;
-  train(executor, batches, options, hooks);
+  Runner runner(executor, *profile);
+  runner.run(kWarmupSteps);
+  if (is_beside_host) profile->step_seconds = runner.run(steps);
   profile->start = common_moment(rank);
   executor.set_profiling(true, &profile->timeline);
-  options.steps = kWarmupSteps + steps;
-  hooks.on_step = [&](const StepReport& report) { profile->step_seconds.push_back(report.seconds); };
-  train(executor, batches, options, hooks);
+  const std::vector<double> seconds = runner.run(steps);
+  if (!is_beside_host) profile->step_seconds = seconds;
   executor.set_profiling(false);
   if (rank.communicator == nullptr) return;
   executor.set_one_by_one(true);
-  hooks.on_step = nullptr;
-  options.steps += steps;
-  train(executor, batches, options, hooks);
+  runner.run(steps);
   executor.set_one_by_one(false);
+}
+
+// Replicas of weights that the plan leaves out: any codes, of weights about as large as trained ones are.
+void fill_replicas(Executor& executor) {
+  constexpr float kLargest = 0.05F;
+  for (const State& state : executor.plan().states) {
+    if (state.kind != State::kReplica) continue;
+    const auto count = static_cast<size_t>(element_count(state.type.shape).number());
+    if (state.type.dtype == DType::U8 && state.name.ends_with(".codes")) {
+      std::vector<uint64_t> codes((count + sizeof(uint64_t) - 1) / sizeof(uint64_t));
+      std::mt19937_64 random(kTokenSeed);
+      for (uint64_t& code : codes) code = random();
+      executor.write_state(state.name, codes.data());
+    } else if (state.type.dtype == DType::F32 && !state.name.ends_with(".scale_scales")) {
+      executor.write_state(state.name, std::vector<float>(count, kLargest).data());
+    } else if (state.type.dtype == DType::BF16) {
+      executor.write_state(state.name, std::vector<uint16_t>(count, 0x3f80).data());  // 1: of norms
+    }
+  }
 }
 
 }  // namespace
@@ -207,11 +261,14 @@ std::optional<double> StepProfile::model_flops_utilization() const {
          machine.product_flops(product_dtype(precision));
 }
 
-StepProfile profile_step(const Recipe& recipe, int64_t steps, const Rank& rank) {
-  TrainingStep step = plan_training_step(recipe, rank.mesh());
+StepProfile profile_step(const Recipe& recipe, int64_t steps, const Rank& rank, Goal goal) {
+  if (goal == Goal::kGradient && rank.communicator != nullptr)
+    throw Error("the forward and backward pass without the update is measured on one rank only");
+  TrainingStep step = plan_training_step(recipe, rank.mesh(), goal);
   if (rank.communicator != nullptr) check_agreement(*rank.communicator, recipe, step.plan);
   std::unique_ptr<Device> device = open_device(recipe.device, rank.device);
   StepProfile profile = describe(recipe, step, *device, rank);
+  if (goal == Goal::kGradient) profile.accumulation = 1;
   profile.model_flops = model_flops_of_token(recipe);
   const MachineRates before = machine_of(*device, recipe, rank);
   {
@@ -221,8 +278,11 @@ StepProfile profile_step(const Recipe& recipe, int64_t steps, const Rank& rank) 
     profile.arena_bytes = executor->arena_bytes();
     profile.state_bytes = executor->state_bytes();
     initialize_states(recipe, *executor, rank.ranks());
-    make_replicas(*executor);
-    measure_steps(*executor, steps, rank, &profile);
+    if (executor->has_graph("update"))
+      make_replicas(*executor);
+    else
+      fill_replicas(*executor);
+    measure_steps(*executor, steps, rank, !device->has_host_memory(), &profile);
     profile.launches = executor->profile();
   }
   profile.machine = best_of(before, machine_of(*device, recipe, rank));

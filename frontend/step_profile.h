@@ -3,7 +3,8 @@
 //
 // The recipe's step is planned and run as `kumi train` does, with every launch timed, on random token
 // ids: the time of a step does not depend on which tokens it sees, and so no text is needed.
-// Nothing is written.
+// Nothing is written. Without the update, the states that only it needs are left out, and a model that
+// together with them would not fit can be measured.
 #pragma once
 
 #include <cstdint>
@@ -54,10 +55,13 @@ struct StepProfile {
   std::optional<double> model_flops_utilization() const;
 };
 
-// Measures `steps` (at least 1) steps after two that warm up, and the machine before and after, of which the
-// better counts: other work on it may have disturbed one of the two. All ranks call it; each gets what was
-// measured on itself, and what rank 0 has measured of the machine. Throws Error as run_training does.
-StepProfile profile_step(const Recipe& recipe, int64_t steps, const Rank& rank);
+// Measures `steps` (at least 1) steps, or with Goal::kGradient as many forward and backward passes, after two
+// that warm up, and the machine before and after, of which the better counts: other work on it may have
+// disturbed one of the two. Where timing each launch slows the step down, on devices that work beside the
+// host, the seconds of a step are those of as many steps before. All ranks call it; each gets what was
+// measured on itself, and what rank 0 has measured of the machine. Throws Error as run_training does, and for
+// Goal::kGradient on several ranks.
+StepProfile profile_step(const Recipe& recipe, int64_t steps, const Rank& rank, Goal goal = Goal::kTrain);
 
 // The type of the products in the plan.
 DType product_dtype(Precision precision);

@@ -64,11 +64,12 @@ PlanOptions training_options(const Recipe& recipe, const Mesh& mesh) {
   return options;
 }
 
-TrainingStep plan_training_step(const Recipe& recipe, const Mesh& mesh) {
+TrainingStep plan_training_step(const Recipe& recipe, const Mesh& mesh, Goal goal) {
+  PlanOptions options = training_options(recipe, mesh);
+  options.goal = goal;
   TrainingStep step;
   step.plan =
-      make_plan(run_pipeline(load_model(recipe.model, recipe.settings), training_options(recipe, mesh)),
-                dialect_of(recipe.device));
+      make_plan(run_pipeline(load_model(recipe.model, recipe.settings), options), dialect_of(recipe.device));
   const PlanPort& tokens = token_port(step.plan);
   const std::vector<int64_t> shape = numbers(tokens.type.shape);
   step.batch = shape[0];

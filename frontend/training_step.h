@@ -14,7 +14,7 @@
 namespace kumi {
 
 struct TrainingStep {
-  Plan plan;          // graphs `gradient`, with the inputs tokens and labels, and `update`
+  Plan plan;          // graphs `gradient`, with the inputs tokens and labels, and, of a whole step, `update`
   int64_t batch = 0;  // sequences of one rank
   int64_t seq = 0;
   int64_t vocab = 0;  // ids that the model takes: [0, vocab)
@@ -27,9 +27,9 @@ PlanOptions training_options(const Recipe& recipe);
 // On a mesh of ranks that are there, instead of the recipe's.
 PlanOptions training_options(const Recipe& recipe, const Mesh& mesh);
 
-// Throws Error for a model that cannot be planned, or whose inputs are others than tokens and labels,
-// i32[batch, seq].
-TrainingStep plan_training_step(const Recipe& recipe, const Mesh& mesh);
+// The whole step (Goal::kTrain) or its forward and backward pass alone (Goal::kGradient). Throws Error for a
+// model that cannot be planned, or whose inputs are others than tokens and labels, i32[batch, seq].
+TrainingStep plan_training_step(const Recipe& recipe, const Mesh& mesh, Goal goal = Goal::kTrain);
 
 // "8 on 2 nodes, zero3_local, weights in nf4"
 std::string describe_ranks(const Recipe& recipe, const Mesh& mesh);

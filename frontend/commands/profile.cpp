@@ -21,12 +21,14 @@ struct ProfileOptions {
   int64_t steps = 8;
   int64_t rows = 16;
   bool nodes = false;
+  bool no_update = false;
 };
 
 int profile_rank(const Recipe& recipe, const ProfileOptions& options, const Rank& rank) {
   for (const std::string& file : {options.json, options.trace})
     if (!file.empty() && rank.is_main()) check_output_file(file);
-  const StepProfile measured = profile_step(recipe, options.steps, rank);
+  const StepProfile measured =
+      profile_step(recipe, options.steps, rank, options.no_update ? Goal::kGradient : Goal::kTrain);
   std::vector<std::string> events;
   if (!options.trace.empty())
     events = rank.gather_text(
@@ -57,6 +59,8 @@ void add_profile_command(CLI::App& app, CommandAction* run) {
   command->add_option("--rows", options->rows, "kernels in the table, 0 for all; default 16")
       ->check(CLI::NonNegativeNumber);
   command->add_flag("--nodes", options->nodes, "prints every launch, measured and predicted");
+  command->add_flag("--no-update", options->no_update,
+                    "forward and backward pass alone, without the memory that only the update needs");
   command->add_option("--json", options->json, "writes all that was measured as JSON")->type_name("FILE");
   command->add_option("--trace", options->trace, "writes a timeline for chrome://tracing or ui.perfetto.dev")
       ->type_name("FILE");
