@@ -119,21 +119,26 @@ class Driver:
         with self:
             pointers = [ctypes.c_uint64() for _ in range(2)]
             events = [ctypes.c_void_p() for _ in range(2)]
+            stream = ctypes.c_void_p()
+            self("cuStreamCreate", ctypes.byref(stream), 0)
             for pointer in pointers:
                 self("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(size))
             for event in events:
                 self("cuEventCreate", ctypes.byref(event), 0)
             seconds = []
             for _ in range(runs):
-                self("cuEventRecord", events[0], None)
-                self("cuMemcpyDtoDAsync_v2", pointers[1], pointers[0], ctypes.c_size_t(size), None)
-                self("cuEventRecord", events[1], None)
+                self("cuEventRecord", events[0], stream)
+                self("cuMemcpyDtoDAsync_v2", pointers[1], pointers[0], ctypes.c_size_t(size), stream)
+                self("cuEventRecord", events[1], stream)
                 self("cuEventSynchronize", events[1])
                 milliseconds = ctypes.c_float()
                 self("cuEventElapsedTime", ctypes.byref(milliseconds), *events)
                 seconds.append(milliseconds.value / 1e3)
             for pointer in pointers:
                 self("cuMemFree_v2", pointer)
+            for event in events:
+                self("cuEventDestroy_v2", event)
+            self("cuStreamDestroy_v2", stream)
         return 2 * size / statistics.median(seconds)
 
 
