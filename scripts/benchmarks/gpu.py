@@ -139,7 +139,7 @@ class Driver:
             for event in events:
                 self("cuEventDestroy_v2", event)
             self("cuStreamDestroy_v2", stream)
-        return 2 * size / statistics.median(seconds)
+        return 2 * size / max(statistics.median(seconds), 1e-9)
 
 
 class MemoryWatch:
