@@ -353,21 +353,57 @@ class Printer {
   }
 
   void print_reduction(const Stmt& s) {
-    bool sum = s.reduction == Reduction::kSum;
-    std::string initial = sum ? "0" : s.dtype == DType::F64 ? "-KUMI_INFINITY_F64" : "-KUMI_INFINITY";
-    line(value_type(s.dtype) + " " + s.name + " = " + initial + ";");
+    if (s.reduction == Reduction::kExpSum) return print_exp_sum(s);
+    const bool is_sum = s.reduction == Reduction::kSum;
+    declare(s, s.name, is_sum ? "0" : s.dtype == DType::F64 ? "-KUMI_INFINITY_F64" : "-KUMI_INFINITY");
+    print_reduction_loop(s, text(s.begin), text(s.end), is_sum ? added(s) : maximum(s));
+  }
+
+  // By chunks that stay in the nearest cache between the loop for their maximum and that for their sum.
+  void print_exp_sum(const Stmt& s) {
+    constexpr int64_t kChunk = 1024;
+    const std::string exp = s.dtype == DType::F64 ? "kumi_exp_f64(" : "kumi_exp(";
+    const std::string first = s.variable + "_first", end = s.variable + "_end", before = s.name + "_before",
+                      part = s.source + "_part";
+    declare(s, s.name, number(lowest(s.dtype), s.dtype));
+    declare(s, s.source, "0");
+    pragma(dialect_.outer_loop_pragma);
+    line("for (" + index_ + " " + first + " = " + text(s.begin) + "; " + first + " < " + text(s.end) + "; " +
+         first + concat(" += ", kChunk, ") {"));
+    ++depth_;
+    const std::string next = first + concat(" + ", kChunk);
+    line("const " + index_ + " " + end + " = " + next + " < " + text(s.end) + " ? " + next + " : " +
+         text(s.end) + ";");
+    line("const " + value_type(s.dtype) + " " + before + " = " + s.name + ";");
+    print_reduction_loop(s, first, end, maximum(s));
+    declare(s, part, "0");
+    print_reduction_loop(s, first, end,
+                         part + " += " + exp + text(s.value, precedence("-")) + " - " + s.name + ");");
+    line(s.source + " = " + s.source + " * " + exp + before + " - " + s.name + ") + " + part + ";");
+    --depth_;
+    line("}");
+  }
+
+  void declare(const Stmt& s, const std::string& name, const std::string& value) {
+    line(value_type(s.dtype) + " " + name + " = " + value + ";");
+  }
+
+  std::string added(const Stmt& s) { return s.name + " += " + text(s.value) + ";"; }
+  std::string maximum(const Stmt& s) {
+    return s.name + " = kumi_max_reduce(" + s.name + ", " + text(s.value) + ");";
+  }
+
+  void print_reduction_loop(const Stmt& s, const std::string& begin, const std::string& end,
+                            const std::string& step) {
     line("{");
     ++depth_;
     pragma(dialect_.reduction_block_begin);
     pragma(dialect_.reduction_pragma);
-    line("for (" + index_ + " " + s.variable + " = " + text(s.begin) + "; " + s.variable + " < " +
-         text(s.end) + "; ++" + s.variable + ") {");
+    line("for (" + index_ + " " + s.variable + " = " + begin + "; " + s.variable + " < " + end + "; ++" +
+         s.variable + ") {");
     ++depth_;
     for (const Stmt& inner : s.body) print(inner);
-    if (sum)
-      line(s.name + " += " + text(s.value) + ";");
-    else
-      line(s.name + " = kumi_max_reduce(" + s.name + ", " + text(s.value) + ");");
+    line(step);
     --depth_;
     line("}");
     --depth_;

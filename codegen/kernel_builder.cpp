@@ -95,19 +95,31 @@ void KernelBuilder::loop(Expr begin, Expr end, LoopKind kind, const std::functio
 }
 
 Expr KernelBuilder::reduce(Reduction reduction, Expr begin, Expr end, const std::function<Expr(Expr)>& body) {
+  const Stmt statement = this->reduction(reduction, std::move(begin), std::move(end), body);
+  return variable(statement.name, statement.dtype);
+}
+
+ExpSum KernelBuilder::exp_sum(Expr begin, Expr end, const std::function<Expr(Expr)>& body) {
+  const Stmt statement = reduction(Reduction::kExpSum, std::move(begin), std::move(end), body);
+  return {variable(statement.name, statement.dtype), variable(statement.source, statement.dtype)};
+}
+
+// The one appended, or one that has computed the same before.
+Stmt KernelBuilder::reduction(Reduction reduction, Expr begin, Expr end,
+                              const std::function<Expr(Expr)>& body) {
   Stmt statement;
   statement.kind = Stmt::kReduce;
   statement.name = unique(reduction == Reduction::kSum ? "sum" : "max");
+  if (reduction == Reduction::kExpSum) statement.source = unique("exp_sum");
   statement.variable = unique("j");
   statement.reduction = reduction;
   statement.begin = std::move(begin);
   statement.end = std::move(end);
   statement.body = collect([&] { statement.value = body(variable(statement.variable, DType::I64)); });
   statement.dtype = statement.value.dtype();
-  if (const Stmt* same = same_reduction(statement)) return variable(same->name, same->dtype);
-  Expr result = variable(statement.name, statement.dtype);
-  append(std::move(statement));
-  return result;
+  if (const Stmt* same = same_reduction(statement)) return *same;
+  append(statement);
+  return statement;
 }
 
 // One that has computed the same just before, with nothing changed since.

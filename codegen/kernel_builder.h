@@ -35,6 +35,11 @@ struct Local {
   Expr value() const;
 };
 
+// Of Reduction::kExpSum.
+struct ExpSum {
+  Expr largest, total;
+};
+
 class KernelBuilder {
  public:
   explicit KernelBuilder(std::string name);
@@ -54,6 +59,9 @@ class KernelBuilder {
   // The sum (0 if empty) or maximum (-infinity if empty) of body over [begin, end), vectorised; the
   // order of the additions is fixed by the compiled code, so results are the same in every run.
   Expr reduce(Reduction reduction, Expr begin, Expr end, const std::function<Expr(Expr)>& body);
+  // The largest value of body over [begin, end), and the sum of exp(value - largest): what log-sum-exp and
+  // softmax are made of, in one pass. Where there is nothing but -infinity, the lowest finite number and 0.
+  ExpSum exp_sum(Expr begin, Expr end, const std::function<Expr(Expr)>& body);
   // A local holding the value, so that it is computed once: `const float t = value`.
   Expr let(const std::string& wish, Expr value);
   Local local(const std::string& wish, DType dtype, Expr initial);
@@ -74,6 +82,7 @@ class KernelBuilder {
 
  private:
   void append(Stmt statement);
+  Stmt reduction(Reduction reduction, Expr begin, Expr end, const std::function<Expr(Expr)>& body);
   const Stmt* same_reduction(const Stmt& reduction) const;
   std::vector<Stmt> collect(const std::function<void()>& body);
 

@@ -1,6 +1,7 @@
 #include "codegen/kernel_ir.h"
 
 #include <cmath>
+#include <limits>
 
 #include "graph/error.h"
 
@@ -100,6 +101,11 @@ Expr::Expr(double value) {
 
 DType Expr::dtype() const {
   return node_->dtype;
+}
+
+double lowest(DType dtype) {
+  return dtype == DType::F64 ? std::numeric_limits<double>::lowest()
+                             : static_cast<double>(std::numeric_limits<float>::lowest());
 }
 
 Expr f64(double value) {

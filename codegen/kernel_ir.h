@@ -75,7 +75,8 @@ Expr operator&&(Expr a, Expr b);
 Expr operator||(Expr a, Expr b);
 Expr select(Expr condition, Expr if_true, Expr if_false);
 Expr cast(DType dtype, Expr value);
-Expr f64(double value);  // an f64 constant
+Expr f64(double value);      // an f64 constant
+double lowest(DType dtype);  // the lowest finite number of f32 or f64
 // A constant of an element type; of 16-bit types it is an f32, as their values are in registers.
 Expr constant(DType dtype, double value);
 
@@ -104,7 +105,11 @@ enum class LoopKind : uint8_t {
   kUnrolled,  // in order, written out
 };
 
-enum class Reduction : uint8_t { kSum, kMax };
+enum class Reduction : uint8_t {
+  kSum,
+  kMax,
+  kExpSum,  // the largest value, and the sum of exp(value - largest): each value is computed once
+};
 
 // A matrix in a buffer or local array, as a tile product sees it. Of f32 it counts elements; of bf16 or
 // i32 it counts pairs of bf16 (32 bits) that stand next to each other in the depth of the product.
@@ -154,7 +159,8 @@ enum class ArraySpace : uint8_t { kThread, kRegisters, kShared };
 struct Stmt {
   enum Kind : uint8_t {
     kFor,           // for name in [begin, end), every step: body
-    kReduce,        // name = reduction over loop `variable` in [begin, end) of value; name is a new local
+    kReduce,        // name = reduction over loop `variable` in [begin, end) of value; name is a new local.
+                    // Of kExpSum it is the largest value, and `source` the sum: another new local
     kDeclare,       // dtype name = value; const if `constant`
     kAssign,        // name = value
     kDeclareArray,  // dtype name[size]

@@ -1,6 +1,7 @@
 #include "codegen/moved_bytes.h"
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <set>
 
@@ -38,12 +39,13 @@ class Counter {
   std::optional<double> bytes() const { return is_known_ ? std::optional<double>(bytes_) : std::nullopt; }
 
  private:
-  double number(const Expr& e) {
-    if (e.node().kind == ExprNode::kInteger) return static_cast<double>(e.node().integer);
-    is_known_ = false;
-    return 0;
+  static double number(const Expr& e) {
+    return e.node().kind == ExprNode::kInteger ? static_cast<double>(e.node().integer) : kUnknown;
   }
-  double length(const Stmt& loop) { return std::max(0.0, number(loop.end) - number(loop.begin)); }
+  static double length(const Stmt& loop) {
+    const double begin = number(loop.begin), end = number(loop.end);
+    return begin == kUnknown || end == kUnknown ? kUnknown : std::max(0.0, end - begin);
+  }
 
   void loads(const Expr& e, double executions, std::set<std::string>* seen) {
     for_each_node(e, [&](const Expr& node) {
@@ -57,8 +59,11 @@ class Counter {
     if (found == buffers_.end()) return;  // an array
     const BufferParameter& buffer = *found->second;
     if (buffer.elements > 0) elements = std::min(elements, static_cast<double>(buffer.elements));
+    is_known_ &= elements < kUnknown;
     bytes_ += elements * static_cast<double>(size_of(buffer.dtype));
   }
+
+  static constexpr double kUnknown = std::numeric_limits<double>::infinity();
 
   std::map<std::string, const BufferParameter*> buffers_;
   double bytes_ = 0;

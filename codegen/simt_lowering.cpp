@@ -200,6 +200,7 @@ class PhaseLowering {
   }
 
   void reduce(const Stmt& s, std::vector<Stmt>* result) {
+    if (s.reduction == Reduction::kExpSum) return exp_sum(s, result);
     const bool is_sum = s.reduction == Reduction::kSum;
     Stmt total;
     total.kind = Stmt::kDeclare;
@@ -218,13 +219,64 @@ class PhaseLowering {
     step.value = is_sum ? so_far + s.value : called("kumi_max_reduce", s.dtype, {so_far, s.value});
     loop.value = Expr();
     distribute(s.variable, loop, result);
-    Stmt all;
-    all.kind = Stmt::kAssign;
-    all.name = s.name;
-    all.value =
-        called(concat("kumi_team_reduce<", is_sum ? "kumi_sum" : "kumi_maximum", ", ", schedule_.team, ">"),
-               s.dtype, {so_far});
-    result->push_back(std::move(all));
+    result->push_back(assigned(s.name, of_team(is_sum ? "kumi_sum" : "kumi_maximum", so_far)));
+  }
+
+  // Each thread has a maximum and a sum of its own, brought up to date once a vector of elements.
+  void exp_sum(const Stmt& s, std::vector<Stmt>* result) {
+    const Expr largest = variable(s.name, s.dtype), total = variable(s.source, s.dtype);
+    const Expr before = variable(s.name + "_before", s.dtype);
+    Stmt values;
+    values.kind = Stmt::kDeclareArray;
+    values.name = s.name + "_values";
+    values.dtype = s.dtype;
+    values.size = known_extent(s) > 0 ? schedule_.vector : 1;
+    values.space = ArraySpace::kRegisters;
+    of_vector_.insert(values.name);
+    const auto value_at = [&](int64_t v) {
+      ExprNode load;
+      load.kind = ExprNode::kLoad;
+      load.dtype = s.dtype;
+      load.name = values.name;
+      load.arguments = {Expr(v)};
+      return Expr(std::make_shared<const ExprNode>(std::move(load)));
+    };
+    for (const auto& [name, initial] : {std::pair{s.name, lowest(s.dtype)}, std::pair{s.source, 0.0}}) {
+      Stmt declared_local = declared(name, constant(s.dtype, initial));
+      declared_local.constant = false;
+      result->push_back(std::move(declared_local));
+    }
+    result->push_back(values);
+    Stmt loop = s;
+    Stmt& keep = loop.body.emplace_back();
+    keep.kind = Stmt::kStore;
+    keep.name = values.name;
+    keep.dtype = s.dtype;
+    keep.index = known_extent(s) > 0 ? variable(s.variable, DType::I64) : Expr(0);
+    keep.value = s.value;
+    loop.value = Expr();
+    std::vector<Stmt> up_to_date = {declared(s.name + "_before", largest)};
+    for (int64_t v = 0; v < values.size; ++v)
+      up_to_date.push_back(assigned(s.name, called("kumi_max_reduce", s.dtype, {largest, value_at(v)})));
+    up_to_date.push_back(assigned(s.source, total * exp(before - largest)));
+    for (int64_t v = 0; v < values.size; ++v)
+      up_to_date.push_back(assigned(s.source, total + exp(value_at(v) - largest)));
+    distribute(s.variable, loop, result, up_to_date);
+    result->push_back(declared(s.name + "_before", largest));
+    result->push_back(assigned(s.name, of_team("kumi_maximum", largest)));
+    result->push_back(assigned(s.source, of_team("kumi_sum", total * exp(before - largest))));
+  }
+
+  Expr of_team(const char* operation, const Expr& value) const {
+    return called(concat("kumi_team_reduce<", operation, ", ", schedule_.team, ">"), value.dtype(), {value});
+  }
+
+  static Stmt assigned(const std::string& name, Expr value) {
+    Stmt s;
+    s.kind = Stmt::kAssign;
+    s.name = name;
+    s.value = std::move(value);
+    return s;
   }
 
   static Expr called(const std::string& function, DType dtype, std::vector<Expr> arguments) {
@@ -256,14 +308,16 @@ class PhaseLowering {
     return s;
   }
 
-  // The loop's elements, shared out.
-  void distribute(const std::string& name, const Stmt& loop, std::vector<Stmt>* result) {
+  // The loop's elements, shared out. `after` follows each vector of them.
+  void distribute(const std::string& name, const Stmt& loop, std::vector<Stmt>* result,
+                  const std::vector<Stmt>& after = {}) {
     const int64_t extent = known_extent(loop), vector = schedule_.vector, team = schedule_.team;
     std::vector<Stmt> body = serial(loop.body);
     if (extent == 0) {
       Stmt share = for_loop(name, loop.begin + lane(), loop.end, LoopKind::kSerial);
       share.step = Expr(team);
       share.body = std::move(body);
+      share.body.insert(share.body.end(), after.begin(), after.end());
       result->push_back(std::move(share));
       return;
     }
@@ -275,11 +329,11 @@ class PhaseLowering {
       uses_registers |= registers_.count(array) != 0;
     });
     const auto inside = [&](const Expr& round, std::vector<Stmt>* to) {
-      if (vector == 1) {
+      if (vector == 1)
         for (const Stmt& s : body) to->push_back(with_registers(s, name, round, Expr(0)));
-        return;
-      }
-      chunk(name, base, body, round, to);
+      else
+        chunk(name, base, body, round, to);
+      to->insert(to->end(), after.begin(), after.end());
     };
     if (!uses_registers) {
       Stmt share = for_loop(base_name, lane() * Expr(vector), Expr(extent), LoopKind::kSerial);
@@ -309,7 +363,9 @@ class PhaseLowering {
   // Element `v` of vector number `round` of a thread's own arrays, for the loop variable `name`.
   Stmt with_registers(const Stmt& s, const std::string& name, const Expr& round, const Expr& v) const {
     const auto place = [&](const std::string& array, const Expr& index) -> Expr {
-      if (registers_.count(array) == 0 || !is_loop_variable(index, name)) return {};
+      if (!is_loop_variable(index, name)) return {};
+      if (of_vector_.count(array) != 0) return v;
+      if (registers_.count(array) == 0) return {};
       return round * Expr(schedule_.vector) + v;
     };
     Stmt result = rewritten(s, [&](const Expr& e) -> Expr {
@@ -457,6 +513,7 @@ class PhaseLowering {
   std::map<std::string, Expr> definitions_;
   std::set<std::string> own_arrays_;          // that each thread has for itself
   std::map<std::string, int64_t> registers_;  // of these, those spread over the team: elements of a thread
+  std::set<std::string> of_vector_;           // arrays of what a thread has of one vector
   std::map<std::string, int64_t> used_;
 };
 

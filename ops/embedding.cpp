@@ -1,8 +1,11 @@
 // Token embedding: rows of a table picked by index, and the adjoint, which adds rows into a table.
 //
-// The adjoint's kernel gives each task a block of columns; within it tokens are added in their order,
-// so the result does not depend on the number of threads and no atomics are needed.
+// The adjoint adds the rows of an id in the order of its positions, so the result does not depend on the
+// number of threads and no atomics are needed. On a CPU each task has a block of columns. On a GPU the
+// positions are sorted by id first, and each row of the table is written once, by the threads that add up all
+// of it.
 #include <algorithm>
+#include <numeric>
 
 #include "codegen/kernel_lowering.h"
 #include "graph/op.h"
@@ -32,14 +35,18 @@ std::vector<Type> infer_embedding_grad(const InferContext& context) {
   if (dy.rank() != ids.rank() + 1 || Shape(dy.shape.begin(), dy.shape.end() - 1) != ids.shape)
     context.fail(concat("'dy' must have the axes of 'ids' and one more, found ids ", display(ids.shape),
                         " and dy ", display(dy.shape)));
-  return {{dy.dtype, {dim_attribute(context.attributes, "rows"), dy.shape.back()}}};
+  const Dim rows = dim_attribute(context.attributes, "rows");
+  return {{dy.dtype, {rows, dy.shape.back()}},
+          {DType::I32, {element_count(ids.shape)}},
+          {DType::I32, {rows}},
+          {DType::I32, {rows}}};
 }
 
 std::vector<ValueId> gradient_of_embedding(GradientContext& context) {
   if (!context.needed[1]) return {kNone, kNone};
   Dim rows = context.type(context.operand(1)).shape[0];
-  return {kNone,
-          context.builder.call("embedding_grad", {context.operand(0), context.gradient()}, {{"rows", rows}})};
+  return {kNone, context.builder.build("embedding_grad", {context.operand(0), context.gradient()},
+                                       {{"rows", rows}})[0]};
 }
 
 void lower_embedding(KernelLowering& k) {
@@ -49,28 +56,76 @@ void lower_embedding(KernelLowering& k) {
   });
 }
 
-// The first token of each id adds up the rows of all of them: no two write to the same place.
-void lower_simt_embedding_grad(KernelBuilder& k, const Buffer& ids, const Buffer& dy, const Buffer& table,
-                               int64_t tokens, int64_t rows, int64_t columns) {
+// The positions sorted by id, and of every row of the table where its own begin and how many they are.
+struct Positions {
+  Buffer order, begin, count;
+};
+
+// Each position finds its place by itself: after all of smaller ids, and of its own id those before it.
+void sort_positions(KernelBuilder& k, const Buffer& ids, const Positions& p, int64_t tokens, int64_t rows) {
   k.parallel(
-      rows * columns, rows * columns, [&](Expr i) { k.store(table, i, Expr(0.0)); }, LoopKind::kVector);
-  k.parallel(tokens, 2 * tokens * columns, [&](Expr token) {
+      rows, rows,
+      [&](Expr row) {
+        k.store(p.begin, row, Expr(0));
+        k.store(p.count, row, Expr(0));
+      },
+      LoopKind::kVector);
+  k.parallel(tokens, 3 * tokens * tokens, [&](Expr token) {
     const Expr id = k.let("id", ids[token]);
-    const Expr earlier = k.reduce(Reduction::kSum, 0, token,
-                                  [&](Expr other) { return select(ids[other] == id, Expr(1.0), Expr(0.0)); });
-    k.if_(earlier == Expr(0.0), [&] {
-      const DType dtype = dy.dtype == DType::F64 ? DType::F64 : DType::F32;
-      const Buffer sums = k.array("sums", dtype, columns);
-      const auto each = [&](const std::function<void(Expr)>& body) {
-        k.loop(0, columns, LoopKind::kVector, body);
-      };
-      each([&](Expr c) { k.store(sums, c, constant(dtype, 0)); });
-      k.loop(token, tokens, LoopKind::kSerial, [&](Expr other) {
-        k.if_(ids[other] == id,
-              [&] { each([&](Expr c) { k.store(sums, c, sums[c] + dy[other * columns + c]); }); });
-      });
-      each([&](Expr c) { k.store(table, cast(DType::I64, id) * columns + c, sums[c]); });
+    const auto number_of = [&](const std::function<Expr(Expr)>& condition) {
+      return k.reduce(Reduction::kSum, 0, tokens,
+                      [&](Expr other) { return select(condition(other), Expr(1), Expr(0)); });
+    };
+    const Expr smaller = number_of([&](Expr other) { return ids[other] < id; });
+    const Expr earlier = number_of([&](Expr other) { return ids[other] == id && other < token; });
+    const Expr equal = number_of([&](Expr other) { return ids[other] == id; });
+    k.store(p.order, smaller + earlier, token);
+    k.if_(earlier == Expr(0), [&] {
+      k.store(p.begin, cast(DType::I64, id), smaller);
+      k.store(p.count, cast(DType::I64, id), equal);
     });
+  });
+}
+
+void add_sorted(KernelBuilder& k, const Buffer& dy, const Buffer& table, const Positions& p, int64_t tokens,
+                int64_t rows, int64_t columns) {
+  k.parallel(rows, (rows + tokens) * columns, [&](Expr row) {
+    const DType dtype = dy.dtype == DType::F64 ? DType::F64 : DType::F32;
+    const Buffer sums = k.array("sums", dtype, columns);
+    const auto each = [&](const std::function<void(Expr)>& body) {
+      k.loop(0, columns, LoopKind::kVector, body);
+    };
+    each([&](Expr c) { k.store(sums, c, constant(dtype, 0)); });
+    const Expr begin = k.let("begin", cast(DType::I64, p.begin[row]));
+    const Expr end = k.let("end", begin + cast(DType::I64, p.count[row]));
+    k.loop(begin, end, LoopKind::kSerial, [&](Expr place) {
+      const Expr token = k.let("token", cast(DType::I64, p.order[place]));
+      each([&](Expr c) { k.store(sums, c, sums[c] + dy[token * columns + c]); });
+    });
+    each([&](Expr c) { k.store(table, row * columns + c, sums[c]); });
+  });
+}
+
+// By counting, on one thread; `begin` serves as the place of each row's next position meanwhile.
+void count_positions(KernelBuilder& k, const Buffer& ids, const Positions& p, int64_t tokens, int64_t rows) {
+  k.serial([&] {
+    k.loop(0, rows, LoopKind::kVector, [&](Expr row) { k.store(p.count, row, Expr(0)); });
+    k.loop(0, tokens, LoopKind::kSerial, [&](Expr token) {
+      const Expr id = k.let("id", cast(DType::I64, ids[token]));
+      k.store(p.count, id, cast(DType::I64, p.count[id]) + Expr(1));
+    });
+    const Local place = k.local("place", DType::I64, Expr(0));
+    k.loop(0, rows, LoopKind::kSerial, [&](Expr row) {
+      k.store(p.begin, row, select(p.count[row] > cast(DType::I32, Expr(0)), place.value(), Expr(0)));
+      k.assign(place, place.value() + cast(DType::I64, p.count[row]));
+    });
+    k.loop(0, tokens, LoopKind::kSerial, [&](Expr token) {
+      const Expr id = k.let("id", cast(DType::I64, ids[token]));
+      const Expr next = k.let("next", cast(DType::I64, p.begin[id]));
+      k.store(p.order, next, token);
+      k.store(p.begin, id, next + Expr(1));
+    });
+    k.loop(0, rows, LoopKind::kVector, [&](Expr row) { k.store(p.begin, row, p.begin[row] - p.count[row]); });
   });
 }
 
@@ -78,11 +133,16 @@ void lower_embedding_grad(KernelLowering& lowering) {
   KernelBuilder& k = lowering.builder();
   int64_t rows = lowering.result_shape(0)[0], columns = lowering.result_shape(0)[1];
   int64_t tokens = element_count(lowering.operand_type(0).shape).number();
-  if (lowering.is_simt())
-    return lower_simt_embedding_grad(k, lowering.operand_buffer(0), lowering.operand_buffer(1),
-                                     lowering.result_buffer(0), tokens, rows, columns);
-  int64_t blocks = (columns + kColumnBlock - 1) / kColumnBlock;
   Buffer ids = lowering.operand_buffer(0), dy = lowering.operand_buffer(1), table = lowering.result_buffer(0);
+  const Positions positions = {lowering.result_buffer(1), lowering.result_buffer(2),
+                               lowering.result_buffer(3)};
+  if (lowering.is_simt()) {
+    sort_positions(k, ids, positions, tokens, rows);
+    add_sorted(k, dy, table, positions, tokens, rows, columns);
+    return;
+  }
+  count_positions(k, ids, positions, tokens, rows);
+  int64_t blocks = (columns + kColumnBlock - 1) / kColumnBlock;
   k.parallel(blocks, (rows + 2 * tokens) * columns, [&](Expr block) {
     Expr begin = k.let("first_column", block * kColumnBlock);
     Expr end = columns % kColumnBlock == 0 ? begin + kColumnBlock : minimum(begin + kColumnBlock, columns);
@@ -114,6 +174,16 @@ void reference_embedding_grad(const ReferenceContext& context) {
   for (int64_t i = 0; i < ids.size(); ++i)
     for (int64_t c = 0; c < columns; ++c)
       context.result().data[static_cast<int64_t>(ids.data[i]) * columns + c] += dy.data[i * columns + c];
+  std::vector<double>& order = context.result(1).data;
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](double a, double b) {
+    return ids.data[static_cast<size_t>(a)] < ids.data[static_cast<size_t>(b)];
+  });
+  for (size_t place = order.size(); place-- > 0;) {
+    const auto id = static_cast<size_t>(ids.data[static_cast<size_t>(order[place])]);
+    context.result(2).data[id] = static_cast<double>(place);
+    context.result(3).data[id] += 1;
+  }
 }
 
 }  // namespace
@@ -140,13 +210,15 @@ void register_embedding_ops() {
   register_op({
       .name = "embedding_grad",
       .family = "embedding",
-      .doc = "The gradient of embedding with respect to the table: zeros[rows, columns], and for every "
-             "position, in "
-             "order, table[ids[...], h] += dy[..., h]. Adds in the element type of dy.",
+      .doc =
+          "The gradient of embedding with respect to the table: zeros[rows, columns], and for every "
+          "position, in "
+          "order, table[ids[...], h] += dy[..., h]. Adds in the element type of dy. Also what it sorts: the "
+          "positions by id, and of every row of the table which are its own.",
       .operands = {{"ids", "i32[...], each in [0, rows)"},
                    {"dy", "[..., columns], gradient of embedding's result"}},
       .attributes = {{"rows", AttributeKind::kInt, "rows of the table", std::nullopt, {}}},
-      .results = {"dtable"},
+      .results = {"dtable", "positions", "begin", "count"},
       .infer = infer_embedding_grad,
       .flops =
           [](const Graph& graph, const Node& node) {

@@ -108,6 +108,27 @@ std::string to_string(const OpCase& op_case) {
   return concat(op_case.op, "(", text, "), seed ", op_case.seed);
 }
 
+Type type_of(const ReferenceTensor& tensor) {
+  return {tensor.dtype, Shape(tensor.shape.begin(), tensor.shape.end())};
+}
+
+ValueId add_input(GraphBuilder& builder, const std::string& name, const Type& type) {
+  return builder.call("input", {}, {{"name", name}, {"dtype", type.dtype}, {"shape", type.shape}}, name);
+}
+
+Graph graph_of(const OpCase& op_case, const std::vector<std::optional<ReferenceTensor>>& operands,
+               const std::string& name) {
+  Graph graph;
+  graph.name = name;
+  GraphBuilder builder(graph);
+  std::vector<ValueId> ids;
+  for (size_t i = 0; i < operands.size(); ++i)
+    ids.push_back(operands[i] ? add_input(builder, concat("operand", i), type_of(*operands[i])) : kNone);
+  std::vector<ValueId> results = builder.build(op_case.op, ids, op_case.attributes);
+  for (size_t i = 0; i < results.size(); ++i) graph.outputs.push_back({concat("result", i), results[i]});
+  return graph;
+}
+
 std::vector<ReferenceTensor> reference_results(const std::string& op, const Attributes& attributes,
                                                const std::vector<std::optional<ReferenceTensor>>& operands) {
   std::vector<Type> types(operands.size());

@@ -79,6 +79,12 @@ std::string to_string(const OpCase& op_case);
 
 // The operands' values, rounded to their element types. Nothing for an absent one.
 std::vector<std::optional<ReferenceTensor>> operand_values(const OpCase& op_case);
+Type type_of(const ReferenceTensor& tensor);
+ValueId add_input(GraphBuilder& builder, const std::string& name, const Type& type);
+// The op between inputs operand0, operand1, ... and outputs result0, result1, ... `operands` as
+// operand_values() gives them, of which only the types matter.
+Graph graph_of(const OpCase& op_case, const std::vector<std::optional<ReferenceTensor>>& operands,
+               const std::string& name);
 // The op's results by its reference. `attributes` must be complete.
 std::vector<ReferenceTensor> reference_results(const std::string& op, const Attributes& attributes,
                                                const std::vector<std::optional<ReferenceTensor>>& operands);

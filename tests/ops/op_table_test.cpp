@@ -17,39 +17,21 @@
 namespace kumi {
 namespace {
 
+using testing::add_input;
 using testing::all_cases;
 using testing::cases_of;
 using testing::DeviceRun;
 using testing::evaluate;
+using testing::graph_of;
 using testing::OpCase;
 using testing::operand_values;
 using testing::reference_results;
 using testing::shared_device;
 using testing::Tensors;
 using testing::Tolerance;
+using testing::type_of;
 using testing::zeros;
 using Operands = std::vector<std::optional<ReferenceTensor>>;
-
-Type type_of(const ReferenceTensor& tensor) {
-  return {tensor.dtype, Shape(tensor.shape.begin(), tensor.shape.end())};
-}
-
-ValueId add_input(GraphBuilder& builder, const std::string& name, const Type& type) {
-  return builder.call("input", {}, {{"name", name}, {"dtype", type.dtype}, {"shape", type.shape}}, name);
-}
-
-// The op between inputs operand0, operand1, ... and outputs result0, result1, ...
-Graph graph_of(const OpCase& one, const Operands& operands, const std::string& name) {
-  Graph graph;
-  graph.name = name;
-  GraphBuilder builder(graph);
-  std::vector<ValueId> ids;
-  for (size_t i = 0; i < operands.size(); ++i)
-    ids.push_back(operands[i] ? add_input(builder, concat("operand", i), type_of(*operands[i])) : kNone);
-  std::vector<ValueId> results = builder.build(one.op, ids, one.attributes);
-  for (size_t i = 0; i < results.size(); ++i) graph.outputs.push_back({concat("result", i), results[i]});
-  return graph;
-}
 
 Tensors feeds_of(const Operands& operands) {
   Tensors feeds;
