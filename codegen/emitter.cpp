@@ -110,6 +110,7 @@ class Printer {
     kernel.name = program_.name;
     line("// " + program_.name);
     for (const std::string& comment : program_.comments) line("// " + comment);
+    out_ += program_.functions;
     for (size_t i = 0; i < program_.phases.size(); ++i) {
       std::string symbol = program_.name + "_phase" + std::to_string(i);
       print_phase(program_.phases[i], symbol);
@@ -118,6 +119,7 @@ class Printer {
       if (!dialect_.is_simt) continue;
       added.blocks = phase.schedule.blocks;
       added.threads = phase.schedule.threads;
+      added.shared_bytes = phase.call ? phase.call->shared_bytes : 0;
       added.moved_bytes = phase.moved_bytes.value_or(0);
     }
     kernel.buffers = static_cast<int64_t>(program_.buffers.size());
@@ -139,7 +141,9 @@ class Printer {
 
   void print_phase(const Phase& phase, const std::string& symbol) {
     line("");
-    if (dialect_.is_simt)
+    if (phase.call)
+      begin_call(phase, symbol);
+    else if (dialect_.is_simt)
       begin_simt(phase, symbol);
     else
       begin_loop(phase, symbol);
@@ -179,8 +183,24 @@ class Printer {
       line(concat("if (", phase.variable, " >= ", phase.extent, ") return;"));
   }
 
+  void begin_call(const Phase& phase, const std::string& symbol) {
+    const GridCall& call = *phase.call;
+    line(concat("// ", phase.schedule.blocks, " blocks of ", phase.schedule.threads, " threads"));
+    line(concat("KUMI_KERNEL(", symbol, ", ", program_.buffers.size(), ", ", phase.schedule.threads, ") {"));
+    ++depth_;
+    declare_buffers(phase, "buffers.data");
+    std::vector<std::string> arguments = call.buffers;
+    if (call.shared_bytes > 0) {
+      line(concat("KUMI_DYNAMIC_SHARED(shared, ", call.shared_bytes, ");"));
+      arguments.insert(arguments.begin(), "shared");
+    }
+    line(concat(call.function, "(", joined(arguments), ");"));
+  }
+
   void declare_buffers(const Phase& phase, const std::string& array) {
     std::map<std::string, bool> used;
+    if (phase.call)
+      for (const std::string& buffer : phase.call->buffers) used[buffer] = true;
     for (const Stmt& statement : phase.body) mark_used(statement, &used);
     for (size_t i = 0; i < program_.buffers.size(); ++i) {
       const BufferParameter& buffer = program_.buffers[i];

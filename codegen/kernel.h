@@ -24,6 +24,7 @@ struct KernelPhase {
   int64_t work = 0;    // rough element operations of the whole phase, to decide on threading
   int64_t blocks = 0;  // of a CUDA kernel; 0 in the host dialect
   int64_t threads = 0;
+  int64_t shared_bytes = 0;  // that a block gets at launch, beyond what the kernel declares
   double moved_bytes = 0;  // between memory and threads (codegen/moved_bytes.h); 0: not known before it runs
 
   KernelPhase() = default;

@@ -83,6 +83,17 @@ void KernelBuilder::parallel(int64_t extent, int64_t work, const std::function<v
   program_.phases.push_back(std::move(phase));
 }
 
+void KernelBuilder::grid(int64_t blocks, int64_t threads, int64_t work, GridCall call) {
+  Phase phase;
+  phase.variable = unique("i");
+  phase.extent = blocks;
+  phase.work = work;
+  phase.schedule.threads = threads;
+  phase.schedule.blocks = blocks;
+  phase.call = std::move(call);
+  program_.phases.push_back(std::move(phase));
+}
+
 void KernelBuilder::loop(Expr begin, Expr end, LoopKind kind, const std::function<void(Expr)>& body) {
   Stmt statement;
   statement.kind = Stmt::kFor;

@@ -55,6 +55,9 @@ class KernelBuilder {
     parallel(1, 1, [&](Expr) { body(); });
   }
 
+  // A phase of `blocks` blocks of `threads` threads that call a function of program().functions.
+  void grid(int64_t blocks, int64_t threads, int64_t work, GridCall call);
+
   void loop(Expr begin, Expr end, LoopKind kind, const std::function<void(Expr)>& body);
   // The sum (0 if empty) or maximum (-infinity if empty) of body over [begin, end), vectorised; the
   // order of the additions is fixed by the compiled code, so results are the same in every run.

@@ -213,6 +213,15 @@ struct SimtSchedule {
   int64_t blocks = 1;
 };
 
+// Instead of a loop: a function of the program's own text (KernelProgram::functions) that all threads of a
+// grid call, with the block's dynamic shared memory, if there is any, and with the addresses of buffers:
+//   function(shared, buffer, ...)
+struct GridCall {
+  std::string function;
+  std::vector<std::string> buffers;
+  int64_t shared_bytes = 0;
+};
+
 // One parallel loop over [0, extent) whose variable is `variable`.
 struct Phase {
   std::string variable;
@@ -222,12 +231,14 @@ struct Phase {
   std::vector<Stmt> body;
   // Of kernels for teams of threads:
   SimtSchedule schedule;
+  std::optional<GridCall> call;       // then there is no body, and the schedule is given
   std::optional<double> moved_bytes;  // moved_bytes.h
 };
 
 struct KernelProgram {
   std::string name;
   std::vector<std::string> comments;
+  std::string functions;  // text that stands in front of the phases, for what they call
   std::vector<BufferParameter> buffers;
   std::vector<Phase> phases;
 };

@@ -47,6 +47,7 @@ proto::Plan to_proto(const Plan& plan) {
       added->set_blocks(phase.blocks);
       added->set_threads(phase.threads);
       added->set_moved_bytes(phase.moved_bytes);
+      added->set_shared_bytes(phase.shared_bytes);
     }
   }
   for (const MatmulCall& call : plan.matmuls) {

@@ -520,7 +520,8 @@ class PhaseLowering {
 }  // namespace
 
 KernelProgram simt_lowered(KernelProgram program) {
-  for (Phase& phase : program.phases) phase = PhaseLowering(program, phase).lower();
+  for (Phase& phase : program.phases)
+    if (!phase.call) phase = PhaseLowering(program, phase).lower();
   return program;
 }
 

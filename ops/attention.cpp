@@ -110,7 +110,7 @@ std::vector<ValueId> gradient_of_attention(GradientContext& context) {
                             {context.operand(0), context.operand(1), context.operand(2), context.result(0),
                              context.result(1), context.gradient(0)},
                             context.node.attributes);
-  gradients.resize(3);  // without those of each query head
+  gradients.resize(3);  // without what is for the kernel alone
   return gradients;
 }
 
@@ -179,8 +179,6 @@ void reference_attention_grad(const ReferenceContext& context) {
       const ReferenceHead q(context.operand(0), s, b, h), k(context.operand(1), s, b, kv),
           v(context.operand(2), s, b, kv), dy(context.operand(5), s, b, h), dq(context.result(0), s, b, h),
           dk(context.result(1), s, b, kv), dv(context.result(2), s, b, kv);
-      double* dk_head = &context.result(3).data[(b * s.heads + h) * s.seq * d];
-      double* dv_head = &context.result(4).data[(b * s.heads + h) * s.seq * d];
       for (int64_t t = 0; t < s.seq; ++t) {
         // dscore = p (dp - sum of p dp), with dp[j] = dy v[j].
         std::vector<double> p = reference_row(s, q, k, t).probability, dp(p.size());
@@ -195,8 +193,6 @@ void reference_attention_grad(const ReferenceContext& context) {
             dq.at(t, x) += dscore * k.at(j, x);
             dk.at(j, x) += dscore * q.at(t, x);
             dv.at(j, x) += p[j] * dy.at(t, x);
-            dk_head[j * d + x] += dscore * q.at(t, x);
-            dv_head[j * d + x] += p[j] * dy.at(t, x);
           }
         }
       }
@@ -256,7 +252,7 @@ void register_attention_ops() {
              "dv = p^T "
              "dy, ds = p * (dy v^T - delta) * scale, dq = ds k, dk = ds^T q, summed over the query heads "
              "that share "
-             "a key/value head; the last two results are those of each query head, in f32. The probabilities "
+             "a key/value head; the last two results are for the kernel alone. The probabilities "
              "are recomputed from q, k and lse (Dao et al. 2022, "
              "arXiv:2205.14135).",
       .operands = {{"q", "as attention's"},
@@ -266,7 +262,7 @@ void register_attention_ops() {
                    {"lse", "attention's second result"},
                    {"dy", "gradient of the first result"}},
       .attributes = attention_attributes(),
-      .results = {"dq", "dk", "dv", "dk_heads", "dv_heads"},
+      .results = {"dq", "dk", "dv", "dk_scratch", "dv_scratch"},
       .infer = infer_attention_grad,
       .flops =
           [](const Graph& graph, const Node& node) {

@@ -501,33 +501,39 @@ void lower_attention_grad(KernelLowering& lowering, const AttentionShape& shape)
 }
 
 void add_heads_of_groups(KernelLowering& lowering, const AttentionShape& shape) {
+  add_parts_of_heads(lowering, shape, shape.group(), [&](Expr batch, Expr kv, Expr i) {
+    return batch * shape.heads + shape.query_head(kv, i);
+  });
+}
+
+void add_parts_of_heads(KernelLowering& lowering, const AttentionShape& shape, int64_t parts,
+                        const std::function<Expr(Expr, Expr, Expr)>& part) {
   KernelBuilder& k = lowering.builder();
   const Buffer dk = lowering.result_buffer(1), dv = lowering.result_buffer(2);
   const Buffer dk_heads = lowering.result_buffer(3), dv_heads = lowering.result_buffer(4);
   const auto each = [&](const std::function<void(Expr)>& body) {
     k.loop(0, shape.head_dim, LoopKind::kVector, body);
   };
-  k.parallel(
-      shape.batch * shape.kv_heads * shape.seq, 2 * shape.batch * shape.heads * shape.seq * shape.head_dim,
-      [&](Expr task) {
-        Expr position = k.let("position", task % shape.seq);
-        Expr row_of_kv = k.let("row_of_kv", task / shape.seq);
-        Expr batch = k.let("batch", row_of_kv / shape.kv_heads), kv = k.let("kv", row_of_kv % shape.kv_heads);
-        auto add_heads = [&](const Buffer& target, const StridedShape& layout, const Buffer& heads) {
-          Expr to = k.let("to", batch * layout.strides[0] + kv * layout.strides[shape.head_axis] +
-                                    position * layout.strides[shape.seq_axis]);
-          Buffer sum = k.array("sum", DType::F32, shape.head_dim);
-          each([&](Expr x) { k.store(sum, x, Expr(0.0)); });
-          k.loop(0, shape.group(), LoopKind::kSerial, [&](Expr i) {
-            Expr head = shape.query_head(kv, i);
-            Expr from = k.let("from", ((batch * shape.heads + head) * shape.seq + position) * shape.head_dim);
-            each([&](Expr x) { k.store(sum, x, sum[x] + heads[from + x]); });
-          });
-          each([&](Expr x) { k.store(target, to + x, sum[x]); });
-        };
-        add_heads(dk, lowering.result_layout(1), dk_heads);
-        add_heads(dv, lowering.result_layout(2), dv_heads);
-      });
+  k.parallel(shape.batch * shape.kv_heads * shape.seq,
+             2 * shape.batch * shape.kv_heads * parts * shape.seq * shape.head_dim, [&](Expr task) {
+               Expr position = k.let("position", task % shape.seq);
+               Expr row_of_kv = k.let("row_of_kv", task / shape.seq);
+               Expr batch = k.let("batch", row_of_kv / shape.kv_heads),
+                    kv = k.let("kv", row_of_kv % shape.kv_heads);
+               auto add_heads = [&](const Buffer& target, const StridedShape& layout, const Buffer& heads) {
+                 Expr to = k.let("to", batch * layout.strides[0] + kv * layout.strides[shape.head_axis] +
+                                           position * layout.strides[shape.seq_axis]);
+                 Buffer sum = k.array("sum", DType::F32, shape.head_dim);
+                 each([&](Expr x) { k.store(sum, x, Expr(0.0)); });
+                 k.loop(0, parts, LoopKind::kSerial, [&](Expr i) {
+                   Expr from = k.let("from", (part(batch, kv, i) * shape.seq + position) * shape.head_dim);
+                   each([&](Expr x) { k.store(sum, x, sum[x] + heads[from + x]); });
+                 });
+                 each([&](Expr x) { k.store(target, to + x, sum[x]); });
+               };
+               add_heads(dk, lowering.result_layout(1), dk_heads);
+               add_heads(dv, lowering.result_layout(2), dv_heads);
+             });
 }
 
 }  // namespace kumi

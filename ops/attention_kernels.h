@@ -42,13 +42,24 @@ struct AttentionShape {
 // Operands q, k, v; results result, lse. lse is f32, all others are f32 or bf16.
 // With an operand position, i32[]: query t stands at position + t and sees the keys up to there; no lse.
 void lower_attention(KernelLowering& lowering, const AttentionShape& shape);
-// Operands q, k, v, result, lse, dy; results dq, dk, dv, and dk and dv of each query head in f32.
+// Operands q, k, v, result, lse, dy; results dq, dk, dv, and two for the kernel alone, each with room in f32
+// for all heads' rows: dk and dv of each query head, or what else it keeps there.
 void lower_attention_grad(KernelLowering& lowering, const AttentionShape& shape);
 
 // The same for the threads of a GPU (attention_simt_kernels.cpp); the two above call them where they belong.
 void lower_simt_attention(KernelLowering& lowering, const AttentionShape& shape);
 void lower_simt_attention_grad(KernelLowering& lowering, const AttentionShape& shape);
-// The last phase of the gradient: dk and dv are the sums of those of the query heads that share a head.
+// On its tensor cores (attention_tensor_kernels.cpp): bf16, without a position, head_dim a multiple of 16 up
+// to 128, rows of 16-byte alignment. The two below write nothing and return false where that is not so.
+bool lower_tensor_attention(KernelLowering& lowering, const AttentionShape& shape);
+bool lower_tensor_attention_grad(KernelLowering& lowering, const AttentionShape& shape);
+
+// The last phase of the gradient: dk and dv of each key/value head are the sums of `parts` rows of the
+// scratch, f32[..., seq, head_dim]; part i of a head of a batch is number part(batch, head, i) of the leading
+// ones.
+void add_parts_of_heads(KernelLowering& lowering, const AttentionShape& shape, int64_t parts,
+                        const std::function<Expr(Expr, Expr, Expr)>& part);
+// Where each query head is a part.
 void add_heads_of_groups(KernelLowering& lowering, const AttentionShape& shape);
 
 }  // namespace kumi

@@ -1,5 +1,6 @@
-// Attention for the threads of a GPU, where no library has it: a team of threads for each query, or for each
-// key, with the recurrence of attention_kernels.h over blocks of the others. All sums are in f32.
+// Attention for the threads of a GPU, where neither a library nor its tensor cores have it: a team of threads
+// for each query, or for each key, with the recurrence of attention_kernels.h over blocks of the others. All
+// sums are in f32.
 #include <algorithm>
 #include <cmath>
 
@@ -91,6 +92,7 @@ class TeamWriter {
 }  // namespace
 
 void lower_simt_attention(KernelLowering& lowering, const AttentionShape& shape) {
+  if (lower_tensor_attention(lowering, shape)) return;
   TeamWriter w(lowering, shape);
   KernelBuilder& k = w.k;
   const bool at_position = lowering.has_operand(3);
@@ -138,6 +140,7 @@ void lower_simt_attention(KernelLowering& lowering, const AttentionShape& shape)
 }
 
 void lower_simt_attention_grad(KernelLowering& lowering, const AttentionShape& shape) {
+  if (lower_tensor_attention_grad(lowering, shape)) return;
   TeamWriter w(lowering, shape);
   KernelBuilder& k = w.k;
   const Buffer q = lowering.operand_buffer(0), keys = lowering.operand_buffer(1),

@@ -28,11 +28,16 @@ struct kumi_buffers {
 #else
 #define KUMI_LAUNCH_BOUNDS(threads) __launch_bounds__(threads)
 #endif
-#ifndef KUMI_KERNEL
+#ifndef KUMI_EMULATED
 #define KUMI_KERNEL(symbol, count, threads)                         \
   extern "C" __global__ void KUMI_LAUNCH_BOUNDS(threads) symbol(    \
       const __grid_constant__ kumi_buffers<count> buffers)
+#define KUMI_DYNAMIC_SHARED(name, bytes)               \
+  extern __shared__ __align__(16) char name##_memory[]; \
+  const kumi_shared name = kumi_shared_address(name##_memory)
+#define KUMI_UNROLL _Pragma("unroll")
 #endif
+
 
 // ---- Element types. Arithmetic is in f32.
 
@@ -67,6 +72,11 @@ typedef _Float16 kumi_f16;
 #endif
 // Two bf16 in 32 bits, the first in the lower half.
 KUMI_INLINE int kumi_bf16_pair(float first, float second) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  int pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+#endif
   unsigned low = kumi_to_bf16(first).bits, high = kumi_to_bf16(second).bits;
   return (int)(low | high << 16);
 }
@@ -86,6 +96,16 @@ KUMI_INLINE float kumi_sqrt(float x) { return sqrtf(x); }
 KUMI_INLINE float kumi_rsqrt(float x) { return 1.0f / sqrtf(x); }
 KUMI_INLINE float kumi_exp(float x) { return expf(x); }
 KUMI_INLINE float kumi_exp2(float x) { return exp2f(x < -126.0f ? -126.0f : x); }
+// Of any x, at the speed of the hardware: to 2 units in the last place, and 0 for what is below 2^-126.
+KUMI_INLINE float kumi_fast_exp2(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return x < -126.0f ? 0.0f : exp2f(x);
+#endif
+}
 KUMI_INLINE float kumi_log(float x) { return logf(x); }
 KUMI_INLINE float kumi_sin(float x) { return sinf(x); }
 KUMI_INLINE float kumi_cos(float x) { return cosf(x); }
@@ -211,6 +231,60 @@ KUMI_INLINE void kumi_team_barrier() {
   else if constexpr (kThreads > 1)
     __syncwarp(kumi_team_mask<kThreads>());
 }
+
+// ---- Tensor cores. A warp holds matrices in pieces, "fragments", as the instructions of PTX lay them out: with
+// g = lane / 4 and t = lane % 4, of
+//   c, 16 x 8 in f32:   c[0], c[1]: row g, columns 2t and 2t + 1; c[2], c[3]: the same of row g + 8
+//   a, 16 x 16 in bf16: a[0]: row g, columns 2t and 2t + 1; a[1]: of row g + 8; a[2], a[3]: 8 columns further
+//   b, 16 x 8 in bf16:  b[0]: rows 2t and 2t + 1 of column g; b[1]: 8 rows further
+// All lanes of the warp call together. From compute capability 8.0 on; others do not compile what uses them.
+
+#ifndef KUMI_EMULATED
+// An address in shared memory, a number of bytes.
+typedef unsigned kumi_shared;
+KUMI_INLINE kumi_shared kumi_shared_address(const void* p) { return (kumi_shared)__cvta_generic_to_shared(p); }
+// c += a b.
+KUMI_INLINE void kumi_tensor_product(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// Four matrices of 8 x 8 bf16 from shared memory, of which lane 8 i + r gives the address of row r of matrix i:
+// matrix[i] is elements 2t and 2t + 1 of row g.
+KUMI_INLINE void kumi_load_matrices(unsigned (&matrix)[4], kumi_shared row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(matrix[0]), "=r"(matrix[1]), "=r"(matrix[2]), "=r"(matrix[3])
+               : "r"(row)
+               : "memory");
+}
+// Their transposes: matrix[i] is elements g of rows 2t and 2t + 1.
+KUMI_INLINE void kumi_load_transposed_matrices(unsigned (&matrix)[4], kumi_shared row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(matrix[0]), "=r"(matrix[1]), "=r"(matrix[2]), "=r"(matrix[3])
+               : "r"(row)
+               : "memory");
+}
+
+// ---- Copies of 16 bytes from global to shared memory that go on while the thread does. Those of a thread up to a
+// kumi_commit_copies() are a group; after kumi_wait_for_copies<n>() all but the last n groups are done. Other
+// threads see them after a barrier. From compute capability 8.0 on.
+
+// Zeros where there is nothing: then `from` is an address that could be read, but is not.
+KUMI_INLINE void kumi_copy(kumi_shared to, const void* from, bool is_there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :
+               : "r"(to), "l"(__cvta_generic_to_global(from)),
+                 "r"(is_there ? 16 : 0)
+               : "memory");
+}
+KUMI_INLINE void kumi_commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kGroups>
+KUMI_INLINE void kumi_wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+}
+#endif
 
 // ---- Codes of 4 bits, two a byte, the earlier in the lower half (codegen/kernel_ir.h).
 

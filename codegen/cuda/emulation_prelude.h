@@ -31,6 +31,9 @@ inline constexpr char kEmulationPrelude[] = R"prelude(#line 1000000
 // with garbage before each block. The compiler must not think that it sees all uses.
 #define __shared__ static __attribute__((section("kumi_shared"), used))
 static __attribute__((section("kumi_shared"), used)) int kumi_shared_first;
+#define KUMI_DYNAMIC_SHARED(name, bytes)            \
+  __shared__ __align__(16) char name##_memory[bytes]; \
+  const kumi_shared name = kumi_shared_address(name##_memory)
 extern "C" {
 extern char __start_kumi_shared[], __stop_kumi_shared[];
 struct kumi_shared_range {
@@ -38,6 +41,9 @@ struct kumi_shared_range {
 };
 kumi_shared_range kumi_shared_memory() { return {__start_kumi_shared, __stop_kumi_shared}; }
 }
+
+#define KUMI_EMULATED
+#define KUMI_UNROLL
 
 #define KUMI_KERNEL(symbol, count, threads)                                                                         \
   extern "C" {                                                                                                      \
@@ -216,6 +222,103 @@ __forceinline__ float __int_as_float(int x) { return __builtin_bit_cast(float, x
 template <typename T>
 __forceinline__ T __ldg(const T* p) {
   return *p;
+}
+
+// ---- Tensor cores (cuda_prelude.h). Lanes lay what they hold where all find it, in one of two places by turns:
+// who comes to the next exchange has read what came with the last. For blocks of up to 256 threads.
+
+typedef unsigned long kumi_shared;
+__forceinline__ kumi_shared kumi_shared_address(const void* p) { return (kumi_shared)p; }
+struct kumi_emulated_warp {
+  unsigned long words[2][32][3];
+  unsigned turn[32];
+};
+static kumi_emulated_warp kumi_warps[8] __attribute__((section("kumi_shared")));
+typedef const unsigned long (*kumi_words_of_lanes)[3];
+static __noinline__ kumi_words_of_lanes kumi_gather(unsigned long first, unsigned long second, unsigned long third) {
+  kumi_emulated_warp& warp = kumi_warps[threadIdx.x / 32];
+  const int lane = threadIdx.x % 32;
+  unsigned long (*const words)[3] = warp.words[warp.turn[lane]++ % 2];
+  words[lane][0] = first, words[lane][1] = second, words[lane][2] = third;
+  __syncwarp();
+  return words;
+}
+static __noinline__ void kumi_tensor_product(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  const int lane = threadIdx.x % 32;
+  const kumi_words_of_lanes words =
+      kumi_gather(a[0] | (unsigned long)a[1] << 32, a[2] | (unsigned long)a[3] << 32, b0 | (unsigned long)b1 << 32);
+  for (int i = 0; i < 4; ++i)
+    for (int part = 0; part < 4; ++part)  // of the depth, as the 4 lanes of a row or column hold it
+      for (int half = 0; half < 2; ++half) {
+        const unsigned x = (unsigned)(words[lane / 4 * 4 + part][half] >> i / 2 * 32);
+        const unsigned y = (unsigned)(words[lane % 4 * 8 + i % 2 * 4 + part][2] >> half * 32);
+        c[i] += __uint_as_float(x << 16) * __uint_as_float(y << 16);
+        c[i] += __uint_as_float(x & 0xffff0000u) * __uint_as_float(y & 0xffff0000u);
+      }
+}
+static __noinline__ void kumi_load_matrices(unsigned (&matrix)[4], kumi_shared row) {
+  const int lane = threadIdx.x % 32;
+  const kumi_words_of_lanes rows = kumi_gather(row, 0, 0);
+  for (int i = 0; i < 4; ++i) {
+    const uint4* const from = (const uint4*)rows[8 * i + lane / 4][0];
+    const unsigned words[4] = {from->x, from->y, from->z, from->w};
+    matrix[i] = words[lane % 4];
+  }
+}
+static __noinline__ void kumi_load_transposed_matrices(unsigned (&matrix)[4], kumi_shared row) {
+  const int lane = threadIdx.x % 32;
+  const kumi_words_of_lanes rows = kumi_gather(row, 0, 0);
+  for (int i = 0; i < 4; ++i) {
+    unsigned elements[2];
+    for (int j = 0; j < 2; ++j) {
+      const uint4* const from = (const uint4*)rows[8 * i + lane % 4 * 2 + j][0];
+      const unsigned words[4] = {from->x, from->y, from->z, from->w};
+      elements[j] = words[lane / 8] >> lane / 4 % 2 * 16 & 0xffffu;
+    }
+    matrix[i] = elements[1] << 16 | elements[0];
+  }
+}
+
+// ---- Copies that go on while a thread does (cuda_prelude.h). Every other one is done at once, as early as a GPU may
+// do it, and the rest when the thread waits for it: so that what is read too early, or written over too early, is
+// wrong.
+
+struct kumi_emulated_copy {
+  kumi_shared to;
+  const void* from;
+  bool is_there;
+  int group;
+};
+// In shared memory, so that each block begins anew; what is filled with ones counts from there downwards.
+struct kumi_emulated_copies {
+  kumi_emulated_copy waiting[32];
+  int count, groups;
+};
+static kumi_emulated_copies kumi_copies[256] __attribute__((section("kumi_shared")));
+static inline void kumi_do_copy(kumi_shared to, const void* from, bool is_there) {
+  *(uint4*)to = is_there ? *(const uint4*)from : make_uint4(0, 0, 0, 0);
+}
+static inline void kumi_copy(kumi_shared to, const void* from, bool is_there) {
+  kumi_emulated_copies& own = kumi_copies[threadIdx.x];
+  const int count = ~own.count;
+  if (to / 16 % 2 == 0 || count == 32) return kumi_do_copy(to, from, is_there);
+  own.waiting[count] = {to, from, is_there, ~own.groups};
+  own.count = ~(count + 1);
+}
+static inline void kumi_commit_copies() { --kumi_copies[threadIdx.x].groups; }
+template <int kGroups>
+static inline void kumi_wait_for_copies() {
+  kumi_emulated_copies& own = kumi_copies[threadIdx.x];
+  const int count = ~own.count;
+  int left = 0;
+  for (int i = 0; i < count; ++i) {
+    const kumi_emulated_copy copy = own.waiting[i];
+    if (copy.group < ~own.groups - kGroups)
+      kumi_do_copy(copy.to, copy.from, copy.is_there);
+    else
+      own.waiting[left++] = copy;
+  }
+  own.count = ~left;
 }
 )prelude";
 

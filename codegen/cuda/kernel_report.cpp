@@ -26,8 +26,9 @@ std::string cuda_kernel_report(const Plan& plan,
         text += "\n";
         continue;
       }
-      const Occupancy filled = occupancy(limits, *function, phase.threads);
-      text += concat(", ", function->registers, " registers, ", function->shared_bytes, " bytes shared, ");
+      const Occupancy filled = occupancy(limits, *function, phase.threads, phase.shared_bytes);
+      text += concat(", ", function->registers, " registers, ", function->shared_bytes + phase.shared_bytes,
+                     " bytes shared, ");
       const int64_t spills = function->spill_store_bytes + function->spill_load_bytes;
       text += spills == 0 ? std::string("no spills") : concat(spills, " bytes spilled");
       text += concat("; ", filled.warps, " of ", limits.warps, " warps (", std::lround(filled.of_most * 100),

@@ -47,7 +47,8 @@ const MultiprocessorLimits& multiprocessor_limits(const std::string& architectur
       .expected("one of " + joined(known));
 }
 
-Occupancy occupancy(const MultiprocessorLimits& limits, const CudaFunctionReport& function, int64_t threads) {
+Occupancy occupancy(const MultiprocessorLimits& limits, const CudaFunctionReport& function, int64_t threads,
+                    int64_t dynamic_shared_bytes) {
   using Limits = MultiprocessorLimits;
   Occupancy result;
   if (threads < 1 || threads > Limits::kThreadsPerBlock) {
@@ -55,7 +56,8 @@ Occupancy occupancy(const MultiprocessorLimits& limits, const CudaFunctionReport
     return result;
   }
   const int64_t warps = (threads + Limits::kThreadsPerWarp - 1) / Limits::kThreadsPerWarp;
-  const int64_t shared = round_up(function.shared_bytes + Limits::kReservedSharedBytes, Limits::kSharedUnit);
+  const int64_t shared = round_up(function.shared_bytes + dynamic_shared_bytes + Limits::kReservedSharedBytes,
+                                  Limits::kSharedUnit);
   const bool shared_fits = shared <= limits.shared_bytes_per_block + Limits::kReservedSharedBytes;
 
   result.blocks = limits.warps / warps;

@@ -42,7 +42,9 @@ struct Occupancy {
   double of_most = 0;      // warps over what a multiprocessor can hold
 };
 
-// Of a function launched in blocks of `threads` threads.
-Occupancy occupancy(const MultiprocessorLimits& limits, const CudaFunctionReport& function, int64_t threads);
+// Of a function launched in blocks of `threads` threads that get `dynamic_shared_bytes` of shared memory
+// beyond what the function declares.
+Occupancy occupancy(const MultiprocessorLimits& limits, const CudaFunctionReport& function, int64_t threads,
+                    int64_t dynamic_shared_bytes = 0);
 
 }  // namespace kumi

@@ -60,8 +60,10 @@ class CudaKernel : public Callable {
           phase.threads > MultiprocessorLimits::kThreadsPerBlock)
         throw Error(concat("the kernel '", name_, "' cannot be launched on CUDA: its phase ", phase.symbol,
                            " has ", phase.blocks, " blocks of ", phase.threads, " threads"));
-      launches_.push_back({module_->function(phase.symbol, name_), static_cast<unsigned>(phase.blocks),
-                           static_cast<unsigned>(phase.threads)});
+      const CUfunction function = module_->function(phase.symbol, name_);
+      if (phase.shared_bytes > 0) allow_shared(function, phase.shared_bytes);
+      launches_.push_back({function, static_cast<unsigned>(phase.blocks),
+                           static_cast<unsigned>(phase.threads), static_cast<unsigned>(phase.shared_bytes)});
     }
   }
 
@@ -71,15 +73,24 @@ class CudaKernel : public Callable {
     // The one parameter is the array of addresses, by value.
     void* parameters[] = {const_cast<void**>(buffers)};
     for (const Launch& launch : launches_)
-      context.check(context.driver().cuLaunchKernel(launch.function, launch.blocks, 1, 1, launch.threads, 1,
-                                                    1, 0, context.stream(), parameters, nullptr),
-                    "start the kernel '", name_, "'");
+      context.check(
+          context.driver().cuLaunchKernel(launch.function, launch.blocks, 1, 1, launch.threads, 1, 1,
+                                          launch.shared_bytes, context.stream(), parameters, nullptr),
+          "start the kernel '", name_, "'");
   }
 
  private:
+  // Without being asked a GPU gives a block 48 KiB.
+  void allow_shared(CUfunction function, int64_t bytes) const {
+    const CudaContext& context = module_->context();
+    context.check(context.driver().cuFuncSetAttribute(
+                      function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, static_cast<int>(bytes)),
+                  "give the kernel '", name_, "' ", bytes, " bytes of shared memory a block");
+  }
+
   struct Launch {
     CUfunction function = nullptr;
-    unsigned blocks = 0, threads = 0;
+    unsigned blocks = 0, threads = 0, shared_bytes = 0;
   };
   std::string name_;
   std::shared_ptr<const CudaModule> module_;

@@ -37,6 +37,7 @@ namespace kumi {
   F(cuModuleLoadData)            \
   F(cuModuleUnload)              \
   F(cuModuleGetFunction)         \
+  F(cuFuncSetAttribute)          \
   F(cuLaunchKernel)
 
 struct CudaDriver {

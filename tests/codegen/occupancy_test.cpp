@@ -69,6 +69,10 @@ TEST(Occupancy, AgreesWithHandComputedValues) {
     const MultiprocessorLimits& limits = multiprocessor_limits(one.architecture);
     const Occupancy result = occupancy(limits, function, one.threads);
     EXPECT_EQ(result.blocks, one.blocks);
+    // What a block gets at launch counts as what it declares.
+    function.shared_bytes = one.shared_bytes / 4;
+    EXPECT_EQ(occupancy(limits, function, one.threads, one.shared_bytes - one.shared_bytes / 4).blocks,
+              one.blocks);
     EXPECT_EQ(result.warps, one.warps);
     EXPECT_STREQ(result.limit, one.limit);
     EXPECT_DOUBLE_EQ(result.of_most, static_cast<double>(one.warps) / static_cast<double>(limits.warps));

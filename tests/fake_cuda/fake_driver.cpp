@@ -252,11 +252,30 @@ FAKE CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const c
       reinterpret_cast<CUfunction>(const_cast<std::string*>(&symbols.emplace(symbol, 0).first->first));
   return CUDA_SUCCESS;
 }
+namespace {
+// That a function's blocks may have at launch, where it has been said.
+std::map<std::string, int>& shared_bytes() {
+  static std::map<std::string, int> bytes;
+  return bytes;
+}
+}  // namespace
+FAKE CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute, int value) {
+  BEGIN(begin_in_context);
+  if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) return CUDA_ERROR_INVALID_VALUE;
+  shared_bytes()[*reinterpret_cast<const std::string*>(function)] = value;
+  return CUDA_SUCCESS;
+}
 FAKE CUresult cuLaunchKernel(CUfunction function, unsigned blocks, unsigned, unsigned, unsigned threads,
-                             unsigned, unsigned, unsigned, CUstream stream, void** parameters, void**) {
+                             unsigned, unsigned, unsigned shared, CUstream stream, void** parameters,
+                             void**) {
   BEGIN(begin_in_context);
   const std::string& symbol = *reinterpret_cast<const std::string*>(function);
-  fake_log("launch " + symbol + " " + std::to_string(blocks) + " x " + std::to_string(threads));
+  constexpr unsigned kSharedUnasked = 48 << 10;
+  const auto asked = shared_bytes().find(symbol);
+  if (shared > (asked != shared_bytes().end() ? static_cast<unsigned>(asked->second) : kSharedUnasked))
+    return CUDA_ERROR_INVALID_VALUE;
+  fake_log("launch " + symbol + " " + std::to_string(blocks) + " x " + std::to_string(threads) +
+           (shared > 0 ? ", " + std::to_string(shared) + " bytes" : ""));
   // Parameters are copied now, as by the real one.
   float* const first = *static_cast<float* const*>(parameters[0]);
   const size_t count = size_t{blocks} * threads;

@@ -51,6 +51,8 @@ struct OpCase {
   uint32_t seed = 1;
   // Results that the loss of the gradient check is made of; empty: all of floating type.
   std::vector<size_t> differentiated = {};
+  // Results that are for the kernel alone: anything may be in them.
+  std::vector<size_t> scratch = {};
 };
 
 // An attribute's list of numbers, such as axes.

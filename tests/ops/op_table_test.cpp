@@ -103,6 +103,7 @@ TEST_P(OpTable, KernelMatchesReference) {
     const Node& node = module.graphs[i].nodes.back();
     std::vector<ReferenceTensor> wanted = reference_results(node.op, node.attributes, operands[i]);
     for (size_t r = 0; r < wanted.size(); ++r) {
+      if (std::count(cases[i].scratch.begin(), cases[i].scratch.end(), r) != 0) continue;
       const std::vector<std::string>& names = op_of(node).results;
       Tolerance tolerance =
           tolerance_of(module.graphs[i], operands[i], wanted[r], names[std::min(r, names.size() - 1)]);

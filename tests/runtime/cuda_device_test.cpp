@@ -142,6 +142,19 @@ TEST_F(CudaDeviceTest, KernelsRunPhaseByPhaseWithTheirBuffers) {
   device_->free(memory);
 }
 
+TEST_F(CudaDeviceTest, BlocksGetTheSharedMemoryOfTheirPhase) {
+  open();
+  Kernel kernel = two_phases();
+  kernel.phases[0].shared_bytes = 65536;  // more than a block gets unless it is asked for
+  void* memory = device_->allocate(192 * sizeof(float));
+  auto callable = std::move(device_->compile({kernel}, nullptr).front());
+  log();
+  void* buffers[] = {memory};
+  callable->run(buffers);
+  EXPECT_EQ(log(), "launch add_one_0 3 x 64, 65536 bytes\nlaunch double_0 2 x 96\n");
+  device_->free(memory);
+}
+
 TEST_F(CudaDeviceTest, ThingsThatRunMayOutliveTheDevice) {
   open();
   void* memory = device_->allocate(192 * sizeof(float));

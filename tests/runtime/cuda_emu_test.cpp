@@ -318,6 +318,89 @@ KUMI_KERNEL(f, 1, 64) {
     }
 }
 
+// c = a b of 16 x 16 and 16 x 16 small integers, of which the second is given transposed, too.
+TEST_F(CudaEmuTest, TensorCoresMultiply) {
+  for (const bool transposed : {false, true}) {
+    const std::string source = with(R"(
+KUMI_KERNEL(f, 3, 64) {
+  __shared__ __align__(16) char memory[1024];
+  const kumi_shared shared = kumi_shared_address(memory);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  for (int i = threadIdx.x; i < 512; i += 64)
+    ((kumi_bf16*)memory)[i] = kumi_to_bf16(((const float*)buffers.data[i / 256])[i % 256]);
+  __syncthreads();
+  float c[2][4] = {};
+  unsigned a[4], b[4];
+  kumi_load_matrices(a, shared + lane % 16 * 32 + lane / 16 * 16);
+  const kumi_shared of_b = shared + 512;
+  if (TRANSPOSED)
+    kumi_load_matrices(b, of_b + (lane % 8 + lane / 16 * 8) * 32 + lane / 8 % 2 * 16);
+  else
+    kumi_load_transposed_matrices(b, of_b + lane % 16 * 32 + lane / 16 * 16);
+  for (int turn = 0; turn <= warp; ++turn) {
+    kumi_tensor_product(c[0], a, b[0], b[1]);
+    kumi_tensor_product(c[1], a, b[2], b[3]);
+  }
+  for (int n = 0; n < 2; ++n)
+    for (int i = 0; i < 4; ++i)
+      ((float*)buffers.data[2])[warp * 256 + (lane / 4 + i / 2 * 8) * 16 + n * 8 + lane % 4 * 2 + i % 2] = c[n][i];
+}
+)",
+                                    "TRANSPOSED", transposed ? "true" : "false");
+    std::vector<float> a(256), b(256), out(512);
+    for (int i = 0; i < 256; ++i) {
+      a[i] = static_cast<float>(i * 7 % 13 - 6);
+      b[i] = static_cast<float>(i * 5 % 17 - 8);
+    }
+    run(kernel_of(source, 1, 64), {a.data(), b.data(), out.data()});
+    for (int i = 0; i < 512; ++i) {
+      const int row = i % 256 / 16, column = i % 16;
+      float sum = 0;
+      for (int k = 0; k < 16; ++k) sum += a[row * 16 + k] * b[transposed ? column * 16 + k : k * 16 + column];
+      ASSERT_EQ(out[i], sum * static_cast<float>(i / 256 + 1)) << transposed << " " << i;
+    }
+  }
+}
+
+// Two tiles by turns: what a thread does not wait for is not there, what is still read is written over.
+TEST_F(CudaEmuTest, CopiesThatAreNotWaitedForShow) {
+  const std::string source = R"(
+KUMI_KERNEL(f, 2, 64) {
+  KUMI_DYNAMIC_SHARED(shared, 2048);
+  const int i = threadIdx.x;
+  const float* x = (const float*)buffers.data[0];
+  for (int turn = 0; turn < 2; ++turn) {
+    kumi_copy(shared + turn * 1024 + i * 16, x + turn * 256 + i * 4, turn * 64 + i < 100);
+    kumi_commit_copies();
+  }
+  for (int turn = 0; turn < 4; ++turn) {
+    kumi_wait_for_copies<1>();
+    __syncthreads();  // there
+    for (int j = 0; j < 4; ++j)
+      ((float*)buffers.data[1])[turn * 256 + j * 64 + i] = ((const float*)shared_memory)[turn % 2 * 256 + j * 64 + i];
+    __syncthreads();  // read
+    if (turn < 2)
+      kumi_copy(shared + turn * 1024 + i * 16, x + (turn + 2) * 256 + i * 4, (turn + 2) * 64 + i < 200);
+    kumi_commit_copies();
+  }
+}
+)";
+  std::vector<float> x(1024), wanted(1024), out(1024);
+  for (int i = 0; i < 1024; ++i) {
+    x[i] = static_cast<float>(i + 1);
+    wanted[i] = i < 400 || (i >= 512 && i < 800) ? x[i] : 0;
+  }
+  run(kernel_of(source, 1, 64), {x.data(), out.data()});
+  EXPECT_EQ(out, wanted);
+  for (const char* needed : {"    kumi_wait_for_copies<1>();\n", "    __syncthreads();  // there\n",
+                             "    __syncthreads();  // read\n"}) {
+    run(kernel_of(with(source, needed, ""), 1, 64), {x.data(), out.data()});
+    EXPECT_NE(out, wanted) << needed;
+  }
+  run(kernel_of(with(source, "copies<1>", "copies<2>"), 1, 64), {x.data(), out.data()});
+  EXPECT_NE(out, wanted);
+}
+
 // Of tiles of 32 x 32, by 256 threads.
 constexpr char kTranspose[] = R"(
 KUMI_KERNEL(f, 2, 256) {
