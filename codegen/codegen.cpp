@@ -19,6 +19,8 @@
 namespace kumi {
 namespace {
 
+constexpr int64_t kLibraryAlignment = 16;  // bytes: one wide access
+
 class PlanMaker {
  public:
   PlanMaker(Module module, const Dialect& dialect) : dialect_(dialect) {
@@ -188,10 +190,23 @@ class PlanMaker {
       std::vector<StridedShape> layouts;
       for (ValueId value : lowered.buffers) layouts.push_back(strided_shape(graph.values[value]));
       step.kernel = add_kernel(std::move(lowered.program), step.buffers, layouts);
+      if (dialect_.is_simt && op.attention && takes_all_in_order(node, lowered.buffers, step.buffers))
+        if (const std::optional<AttentionCall> call = op.attention(graph, node, uses))
+          step.attention = distinct(*call, &plan_.attentions);
     } else {
       throw Error("the op '" + node.op + "' has no lowering");
     }
     add_step(std::move(step), graph_plan);
+  }
+
+  // Are the buffers the node's operands and results, one by one, at places that libraries can work with?
+  bool takes_all_in_order(const Node& node, const std::vector<ValueId>& values,
+                          const std::vector<BufferSlot>& slots) const {
+    std::vector<ValueId> all = node.operands;
+    all.insert(all.end(), node.results.begin(), node.results.end());
+    return values == all && std::all_of(slots.begin(), slots.end(), [&](const BufferSlot& slot) {
+             return alignment_of(slot) % kLibraryAlignment == 0;
+           });
   }
 
   // What the unit needs of collectives that are still running is waited for by the next step. What only shows

@@ -68,4 +68,36 @@ struct MatmulCall {
   bool operator==(const MatmulCall&) const = default;
 };
 
+// Attention, or its gradient, by the device's library; ops/attention.cpp says what they compute. A step that
+// has such a call also has a kernel that does the same with the same buffers, for devices without one.
+//
+// q, result and their gradients are [batch, heads, seq, head_dim], k, v and theirs [batch, kv_heads, key_seq,
+// head_dim], with strides in elements for all axes but the last, which has no gaps. Query head i reads
+// key/value head i div (heads / kv_heads), or i mod kv_heads where they are tiled.
+//
+// Buffers in order:
+//   attention    q, k, v, result, lse
+//   gradient     q, k, v, result, lse, d_result, dq, dk, dv, and two of batch * heads * seq * head_dim f32 to
+//                work in, whose contents mean nothing afterwards
+// lse is f32, [batch, heads, seq] without gaps: of each row of scale * q k^T, the natural logarithm of the
+// sum of exponentials. Addresses and strides are multiples of 16 bytes.
+struct AttentionCall {
+  struct Strides {
+    int64_t batch = 0, head = 0, row = 0;
+
+    bool operator==(const Strides&) const = default;
+  };
+
+  DType dtype = DType::BF16;  // of all but lse
+  bool gradient = false;
+  int64_t batch = 0, heads = 0, kv_heads = 0, seq = 0, key_seq = 0, head_dim = 0;
+  double scale = 0;
+  bool causal = false;  // query t sees the keys up to t only
+  bool tiled = false;
+  Strides q, k, v, result;
+  Strides d_result, dq, dk, dv;  // of the gradient only
+
+  bool operator==(const AttentionCall&) const = default;
+};
+
 }  // namespace kumi

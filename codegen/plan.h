@@ -26,13 +26,15 @@ struct BufferSlot {
 };
 
 // One launch: a generated kernel, a matrix product by the device's library, or a collective, which starts
-// here and runs beside the steps that follow.
+// here and runs beside the steps that follow. Attention has a kernel and a call, which runs instead of the
+// kernel on devices whose library can do it.
 struct Step {
   std::string name;     // of the kernel or op, for people
   NodeId node = kNone;  // the (last) node that it computes, in the module's graph
   std::string scope;
   int32_t kernel = kNone;      // index into Plan::kernels
   int32_t matmul = kNone;      // index into Plan::matmuls
+  int32_t attention = kNone;   // index into Plan::attentions
   int32_t collective = kNone;  // index into Plan::collectives
   // Steps of this graph, collectives, that must be done before this one runs. What is not waited for by any
   // step is done at the end of the graph.
@@ -71,6 +73,7 @@ struct Plan {
   std::vector<State> states;
   std::vector<Kernel> kernels;              // distinct
   std::vector<MatmulCall> matmuls;          // distinct
+  std::vector<AttentionCall> attentions;    // distinct
   std::vector<CollectiveCall> collectives;  // distinct
   std::vector<GraphPlan> graphs;
 

@@ -30,6 +30,35 @@ void to_proto(const Plan& plan, const PlanPort& port, proto::PlanPort* out) {
   }
 }
 
+void to_proto(const AttentionCall::Strides& strides, proto::AttentionCall::Strides* out) {
+  out->set_batch(strides.batch);
+  out->set_head(strides.head);
+  out->set_row(strides.row);
+}
+
+void to_proto(const AttentionCall& call, proto::AttentionCall* out) {
+  out->set_dtype(to_string(call.dtype));
+  out->set_gradient(call.gradient);
+  out->set_batch(call.batch);
+  out->set_heads(call.heads);
+  out->set_kv_heads(call.kv_heads);
+  out->set_seq(call.seq);
+  out->set_key_seq(call.key_seq);
+  out->set_head_dim(call.head_dim);
+  out->set_scale(call.scale);
+  out->set_causal(call.causal);
+  out->set_tiled(call.tiled);
+  to_proto(call.q, out->mutable_q());
+  to_proto(call.k, out->mutable_k());
+  to_proto(call.v, out->mutable_v());
+  to_proto(call.result, out->mutable_result());
+  if (!call.gradient) return;
+  to_proto(call.d_result, out->mutable_d_result());
+  to_proto(call.dq, out->mutable_dq());
+  to_proto(call.dk, out->mutable_dk());
+  to_proto(call.dv, out->mutable_dv());
+}
+
 proto::Plan to_proto(const Plan& plan) {
   proto::Plan out;
   if (!out.mutable_module()->ParseFromString(to_binary(plan.module)))
@@ -69,6 +98,7 @@ proto::Plan to_proto(const Plan& plan) {
     to->set_bias(call.bias);
     to->set_accumulate(call.accumulate);
   }
+  for (const AttentionCall& call : plan.attentions) to_proto(call, out.add_attentions());
   for (const CollectiveCall& call : plan.collectives) {
     proto::CollectiveCall* to = out.add_collectives();
     to->set_kind(to_string(call.kind));
@@ -93,6 +123,7 @@ proto::Plan to_proto(const Plan& plan) {
       added->set_scope(step.scope);
       if (step.kernel != kNone) added->set_kernel(step.kernel);
       if (step.matmul != kNone) added->set_matmul(step.matmul);
+      if (step.attention != kNone) added->set_attention(step.attention);
       if (step.collective != kNone) added->set_collective(step.collective);
       for (int32_t wait : step.waits) added->add_waits(wait);
       for (const BufferSlot& slot : step.buffers) to_proto(plan, slot, added->add_buffers());
@@ -115,6 +146,26 @@ std::string spelled(const MatmulCall& call) {
                 operand("A", call.a_batch_stride, call.a_row_stride, call.a_column_stride), ", ",
                 operand("B", call.b_batch_stride, call.b_row_stride, call.b_column_stride),
                 call.bias ? ", bias" : "", call.accumulate ? ", added to C" : "");
+}
+
+std::string spelled(const AttentionCall& call) {
+  std::string text =
+      concat(call.gradient ? "gradient, " : "", to_string(call.dtype), " batch ", call.batch, ", ",
+             call.heads, " heads of ", call.head_dim, " over ", call.kv_heads, call.tiled ? " tiled" : "",
+             ", ", call.seq, " x ", call.key_seq, call.causal ? " causal" : "", ", scale ", call.scale);
+  auto add = [&](const char* name, const AttentionCall::Strides& strides) {
+    text += concat(", ", name, " strides (", strides.batch, ", ", strides.head, ", ", strides.row, ")");
+  };
+  add("q", call.q);
+  add("k", call.k);
+  add("v", call.v);
+  add("result", call.result);
+  if (!call.gradient) return text;
+  add("d_result", call.d_result);
+  add("dq", call.dq);
+  add("dk", call.dk);
+  add("dv", call.dv);
+  return text;
 }
 
 std::string spelled(const CollectiveCall& call) {
@@ -143,6 +194,7 @@ std::string print_plan(const Plan& plan) {
       const Step& step = graph.steps[i];
       out << "#   " << i << ": ";
       if (step.kernel != kNone) out << "kernel " << step.kernel << " " << step.name;
+      if (step.attention != kNone) out << ", or attention " << step.attention << " of the library";
       if (step.matmul != kNone) out << "matmul " << step.matmul;
       if (step.collective != kNone) out << "collective " << step.collective << " " << step.name;
       out << " (";
@@ -165,6 +217,9 @@ std::string print_plan(const Plan& plan) {
   if (!plan.matmuls.empty()) out << "\n# matrix products\n";
   for (size_t i = 0; i < plan.matmuls.size(); ++i)
     out << "#   " << i << ": " << spelled(plan.matmuls[i]) << "\n";
+  if (!plan.attentions.empty()) out << "\n# attention\n";
+  for (size_t i = 0; i < plan.attentions.size(); ++i)
+    out << "#   " << i << ": " << spelled(plan.attentions[i]) << "\n";
   if (!plan.collectives.empty()) out << "\n# collectives\n";
   for (size_t i = 0; i < plan.collectives.size(); ++i)
     out << "#   " << i << ": " << spelled(plan.collectives[i]) << "\n";

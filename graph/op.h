@@ -15,8 +15,10 @@
 namespace kumi {
 
 class KernelLowering;   // codegen/kernel_lowering.h
+struct AttentionCall;   // codegen/kernel.h
 struct MatmulCall;      // codegen/kernel.h
 struct CollectiveCall;  // codegen/collective.h
+struct Uses;            // graph/uses.h
 
 struct OperandSpec {
   std::string name;
@@ -178,6 +180,9 @@ struct OpDef {
   std::function<CollectiveCall(const Graph&, const Node&)> collective =
       nullptr;  // by a communicator, while later nodes run: it is done when the first of them needs a
                 // result; operands then results are the call's buffers
+  // Beside a kernel: the same by the device's library, if that is worth asking for. Operands then results are
+  // the buffers of both.
+  std::function<std::optional<AttentionCall>(const Graph&, const Node&, const Uses&)> attention = nullptr;
 };
 
 // Adds an op; called by ops/ only, before anything else runs. A second entry of a name throws.

@@ -5,7 +5,10 @@
 // block by block. The kernels are in attention_kernels.cpp.
 #include <cmath>
 
+#include "codegen/kernel.h"
 #include "graph/op.h"
+#include "graph/strides.h"
+#include "graph/uses.h"
 #include "ops/attention_kernels.h"
 #include "ops/families.h"
 
@@ -112,6 +115,56 @@ std::vector<ValueId> gradient_of_attention(GradientContext& context) {
                             context.node.attributes);
   gradients.resize(3);  // without what is for the kernel alone
   return gradients;
+}
+
+// ---- The device's library.
+
+constexpr int64_t kLibraryStride = 8;  // elements of 2 bytes: one wide access
+
+// Nothing if the library cannot take the values as they lie, or if someone looks at the gradients of each
+// query head, which it does not leave behind.
+std::optional<AttentionCall> attention_call(const Graph& graph, const Node& node, const Uses& uses,
+                                            bool gradient) {
+  auto layout = [&](ValueId value) { return strided_shape(graph.values[value]); };
+  const StridedShape q = layout(node.operands[0]), k = layout(node.operands[1]);
+  const AttentionShape shape = attention_shape(q.shape, k.shape, node.attributes);
+  const StridedShape lse = layout(gradient ? node.operands[4] : node.results[1]);
+  const DType dtype = graph.type(node.operands[0]).dtype;
+  if (dtype == DType::F32 || !is_row_major(lse.shape, lse.strides)) return std::nullopt;
+  for (size_t i = 3; i < node.results.size(); ++i)
+    if (uses.is_output[node.results[i]] || !uses.consumers[node.results[i]].empty()) return std::nullopt;
+
+  AttentionCall call;
+  call.dtype = dtype;
+  call.gradient = gradient;
+  call.batch = shape.batch;
+  call.heads = shape.heads;
+  call.kv_heads = shape.kv_heads;
+  call.seq = shape.seq;
+  call.key_seq = shape.key_seq;
+  call.head_dim = shape.head_dim;
+  call.scale = shape.scale;
+  call.causal = shape.causal;
+  call.tiled = shape.groups == HeadGroups::kTiled;
+  bool is_aligned = true;
+  auto strides = [&](const StridedShape& of) {
+    const AttentionCall::Strides found{of.strides[0], of.strides[shape.head_axis],
+                                       of.strides[shape.seq_axis]};
+    for (int64_t stride : {found.batch, found.head, found.row})
+      is_aligned = is_aligned && stride % kLibraryStride == 0;
+    return found;
+  };
+  call.q = strides(q);
+  call.k = strides(k);
+  call.v = strides(layout(node.operands[2]));
+  call.result = strides(layout(gradient ? node.operands[3] : node.results[0]));
+  if (gradient) {
+    call.d_result = strides(layout(node.operands[5]));
+    call.dq = strides(layout(node.results[0]));
+    call.dk = strides(layout(node.results[1]));
+    call.dv = strides(layout(node.results[2]));
+  }
+  return is_aligned ? std::optional(call) : std::nullopt;
 }
 
 // ---- References.
@@ -244,6 +297,8 @@ void register_attention_ops() {
       .precision = OpPrecision::kLow,
       .takes_strides = true,
       .kernel = [](KernelLowering& lowering) { lower_attention(lowering, attention_shape(lowering)); },
+      .attention = [](const Graph& graph, const Node& node,
+                      const Uses& uses) { return attention_call(graph, node, uses, false); },
   });
   register_op({
       .name = "attention_grad",
@@ -274,6 +329,8 @@ void register_attention_ops() {
       .precision = OpPrecision::kLow,
       .takes_strides = true,
       .kernel = [](KernelLowering& lowering) { lower_attention_grad(lowering, attention_shape(lowering)); },
+      .attention = [](const Graph& graph, const Node& node,
+                      const Uses& uses) { return attention_call(graph, node, uses, true); },
   });
 }
 

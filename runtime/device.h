@@ -46,6 +46,8 @@ class Device {
   virtual std::vector<std::unique_ptr<Callable>> compile(const std::vector<Kernel>& kernels,
                                                          CompileStatistics* statistics) = 0;
   virtual std::unique_ptr<Callable> matmul(const MatmulCall& call) = 0;
+  // Null if the device has no library for it: then the kernel of the same step runs.
+  virtual std::unique_ptr<Callable> attention(const AttentionCall&) { return nullptr; }
 };
 
 struct DeviceOptions {

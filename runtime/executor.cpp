@@ -107,8 +107,25 @@ void Executor::allocate() {
   arena_.reset(allocate(arena_bytes_, "the arena"));
 }
 
+void Executor::compile_kernels() {
+  std::vector<bool> is_needed(plan_.kernels.size(), false);
+  for (const GraphPlan& graph : plan_.graphs)
+    for (const Step& step : graph.steps)
+      if (step.kernel != kNone && (step.attention == kNone || attentions_[step.attention] == nullptr))
+        is_needed[static_cast<size_t>(step.kernel)] = true;
+  std::vector<Kernel> needed;
+  for (size_t i = 0; i < plan_.kernels.size(); ++i)
+    if (is_needed[i]) needed.push_back(plan_.kernels[i]);
+  std::vector<std::unique_ptr<Callable>> compiled = device_.compile(needed, &statistics_);
+  kernels_.resize(plan_.kernels.size());
+  auto next = compiled.begin();
+  for (size_t i = 0; i < kernels_.size(); ++i)
+    if (is_needed[i]) kernels_[i] = std::move(*next++);
+}
+
 void Executor::compile() {
-  kernels_ = device_.compile(plan_.kernels, &statistics_);
+  for (const AttentionCall& call : plan_.attentions) attentions_.push_back(device_.attention(call));
+  compile_kernels();
   for (const MatmulCall& call : plan_.matmuls) matmuls_.push_back(device_.matmul(call));
   const OutlivingCollectives outliving(plan_);
   outliving_.resize(outliving.count());
@@ -121,6 +138,8 @@ void Executor::compile() {
       Launch& launch = launches.emplace_back();
       if (step.kernel != kNone) launch.callable = kernels_[step.kernel].get();
       if (step.matmul != kNone) launch.callable = matmuls_[step.matmul].get();
+      if (step.attention != kNone && attentions_[step.attention] != nullptr)
+        launch.callable = attentions_[step.attention].get();
       if (step.collective != kNone) launch.collective = collectives_.emplace_back(prepare(graph, step)).get();
       for (const BufferSlot& slot : step.buffers) launch.buffers.push_back(address(slot));
       for (int32_t wait : step.waits) {

@@ -134,6 +134,7 @@ class Executor {
 
   void allocate();
   void compile();
+  void compile_kernels();
   void* address(const BufferSlot& slot) const;
   size_t graph_index(std::string_view name) const;
   const PlanPort& output_port(std::string_view name) const;
@@ -157,8 +158,9 @@ class Executor {
   std::unordered_map<std::string, size_t> state_index_;
   int64_t arena_bytes_ = 0;
   int64_t state_bytes_ = 0;
-  std::vector<std::unique_ptr<Callable>> kernels_;
+  std::vector<std::unique_ptr<Callable>> kernels_;  // null where no step needs it
   std::vector<std::unique_ptr<Callable>> matmuls_;
+  std::vector<std::unique_ptr<Callable>> attentions_;     // null where a kernel does it
   std::vector<std::unique_ptr<Collective>> collectives_;  // by step, since several of one kind may be running
   std::vector<std::vector<Launch>> launches_;             // by graph
   std::vector<std::vector<size_t>> last_waits_;           // by graph: launches to wait for at its end

@@ -13,6 +13,7 @@
 #include "codegen/cuda/nvrtc_compiler.h"
 #include "codegen/cuda/occupancy.h"
 #include "graph/error.h"
+#include "runtime/cuda/attention_library.h"
 #include "runtime/cuda/bias_kernel.h"
 #include "runtime/cuda/cublaslt_matmul.h"
 #include "runtime/cuda/cuda_context.h"
@@ -132,7 +133,10 @@ class CudaDevice : public Device {
   std::string name() const override { return "cuda"; }
   bool has_host_memory() const override { return false; }
   std::string description() const override {
-    return concat("cuda: ", context_->description(), ", ", compiler_->version());
+    return concat(
+        "cuda: ", context_->description(), ", ", compiler_->version(),
+        attention_ == nullptr ? "" : concat(", ", attention_->version()),
+        no_attention_.empty() ? "" : concat(", attention by generated kernels (", no_attention_, ")"));
   }
 
   void* allocate(size_t bytes) override {
@@ -190,6 +194,18 @@ class CudaDevice : public Device {
                        to_string(call.dtype), " with a result in ", to_string(call.result_dtype)));
   }
 
+  std::unique_ptr<Callable> attention(const AttentionCall& call) override {
+    if (call.batch == 0 || call.heads == 0 || call.seq == 0 || call.key_seq == 0) return nullptr;
+    try {
+      if (attention_ == nullptr && no_attention_.empty()) attention_ = open_cudnn(context_);
+      if (attention_ != nullptr) return attention_->attention(call);
+    } catch (const Error& error) {
+      // The kernels do it, then: why is told with the device's description.
+      if (no_attention_.empty()) no_attention_ = error.what_happened();
+    }
+    return nullptr;
+  }
+
  private:
   std::unique_ptr<Callable> add_bias(const MatmulCall& call) {
     return std::move(compile({bias_kernel(call)}, nullptr).front());
@@ -199,7 +215,9 @@ class CudaDevice : public Device {
   std::unique_ptr<CudaCompiler> compiler_;
   std::string architecture_;
   MatmulPrecision precision_;
-  std::shared_ptr<const CublasLt> cublaslt_;  // from the first product on
+  std::shared_ptr<const CublasLt> cublaslt_;     // from the first product on
+  std::unique_ptr<AttentionLibrary> attention_;  // from the first attention on, if there is one
+  std::string no_attention_;                     // why a kernel does it, the first time that one does
 };
 
 }  // namespace

@@ -27,6 +27,7 @@ namespace kumi {
   F(cuMemcpyHtoDAsync)           \
   F(cuMemcpyDtoHAsync)           \
   F(cuMemcpyDtoDAsync)           \
+  F(cuMemcpy2DAsync)             \
   F(cuStreamCreate)              \
   F(cuStreamDestroy)             \
   F(cuStreamSynchronize)         \

@@ -8,6 +8,7 @@
 #include <cuda.h>
 #include <elf.h>
 
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -177,6 +178,19 @@ FAKE CUresult cuMemcpyDtoHAsync(void* to, CUdeviceptr from, size_t bytes, CUstre
 FAKE CUresult cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {
   BEGIN(begin_in_context);
   return queue_copy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes, stream);
+}
+
+FAKE CUresult cuMemcpy2DAsync(const CUDA_MEMCPY2D* copy, CUstream stream) {
+  BEGIN(begin_in_context);
+  if (copy->srcMemoryType != CU_MEMORYTYPE_DEVICE || copy->dstMemoryType != CU_MEMORYTYPE_DEVICE ||
+      copy->srcPitch < copy->WidthInBytes || copy->dstPitch < copy->WidthInBytes)
+    return CUDA_ERROR_INVALID_VALUE;
+  stream_of(stream).queued.push_back([copy = *copy] {
+    for (size_t row = 0; row < copy.Height; ++row)
+      memcpy(reinterpret_cast<std::byte*>(copy.dstDevice) + row * copy.dstPitch,
+             reinterpret_cast<const std::byte*>(copy.srcDevice) + row * copy.srcPitch, copy.WidthInBytes);
+  });
+  return CUDA_SUCCESS;
 }
 
 FAKE CUresult cuStreamCreate(CUstream* stream, unsigned) {

@@ -1,4 +1,4 @@
-// What the fake driver and the fake cuBLASLt share: a stream whose work is done when someone waits for it,
+// What the fake driver and the fake libraries share: a stream whose work is done when someone waits for it,
 // and not before, with a clock of its own.
 #pragma once
 

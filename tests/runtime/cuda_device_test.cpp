@@ -5,39 +5,28 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "graph/error.h"
 #include "runtime/device.h"
-#include "runtime/open_cuda_compiler.h"
 #include "tests/support/cuda_matmul.h"
+#include "tests/support/device_test.h"
 #include "tests/support/environment_variable.h"
+#include "tests/support/fake_cuda.h"
 #include "tests/support/matmul_cases.h"
-#include "tests/support/temporary_folder.h"
 
 namespace kumi {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::CudaDeviceTest;
 using testing::dense_matmul;
 using testing::EnvironmentVariable;
 using testing::MatmulValues;
+using testing::message_of;
 using testing::run_matmul;
-using testing::TemporaryFolder;
-
-const std::string kFakeToolkit = KUMI_BINARY_DIR "/fake_cuda";
-
-std::string message_of(const std::function<void()>& function) {
-  try {
-    function();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "(no error)";
-}
 
 // y = (y + 1) * 2 of 3 x 64 floats, in two phases; of which the fake driver knows the names.
 Kernel two_phases() {
@@ -53,38 +42,6 @@ KUMI_KERNEL(double_0, 1, 96) { ((float*)buffers.data[0])[blockIdx.x * 96 + threa
   kernel.phases[1].blocks = 2, kernel.phases[1].threads = 96;
   return kernel;
 }
-
-// Every test has an empty kernel cache of its own.
-class CudaDeviceTest : public ::testing::Test {
- protected:
-  void SetUp() override {
-    if (!fs::exists(kFakeToolkit)) GTEST_SKIP() << "the CUDA device has not been built";
-    try {
-      open_cuda_compiler();
-    } catch (const Error& error) {
-      GTEST_SKIP() << "needs NVRTC: " << error.what();
-    }
-    fake_ = dlopen((kFakeToolkit + "/lib64/libcuda.so.1").c_str(), RTLD_NOW);
-    ASSERT_NE(fake_, nullptr) << dlerror();
-    log();
-  }
-
-  void open(int index = 0) {
-    DeviceOptions options;
-    options.index = index;
-    device_ = open_device("cuda", options);
-  }
-  // What the fake driver has been asked to do since the last time.
-  std::string log() { return reinterpret_cast<const char* (*)()>(dlsym(fake_, "fake_cuda_log"))(); }
-  size_t used_bytes() { return reinterpret_cast<size_t (*)()>(dlsym(fake_, "fake_cuda_used_bytes"))(); }
-  int contexts() { return reinterpret_cast<int (*)()>(dlsym(fake_, "fake_cuda_contexts"))(); }
-
-  TemporaryFolder cache_;
-  EnvironmentVariable cache_variable_{"KUMI_CACHE_DIR", cache_.path().string()};
-  EnvironmentVariable toolkit_variable_{"CUDA_PATH", kFakeToolkit};
-  void* fake_ = nullptr;
-  std::unique_ptr<Device> device_;
-};
 
 TEST_F(CudaDeviceTest, DescribesItself) {
   open();

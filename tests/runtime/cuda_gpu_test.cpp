@@ -10,6 +10,7 @@
 
 #include "graph/error.h"
 #include "runtime/device.h"
+#include "tests/support/attention_run.h"
 #include "tests/support/cuda_matmul.h"
 #include "tests/support/environment_variable.h"
 #include "tests/support/gpu.h"
@@ -166,6 +167,19 @@ TEST_F(GpuDeviceTest, ProductsOfPartsAndWithoutTerms) {
   device_->copy_to_host(result.data(), buffers[3], result.size() * 2);
   EXPECT_EQ(result, std::vector<uint16_t>(result.size(), 0x3f80));
   for (void* buffer : buffers) device_->free(buffer);
+}
+
+// By cuDNN where it is, which the description says, else by kernels.
+TEST_F(GpuDeviceTest, AttentionMatchesDoublePrecision) {
+  std::vector<testing::AttentionCase> cases = testing::library_attention_cases();
+  for (const bool gradient : {false, true}) {
+    cases.push_back({"plamo", 1, 8, 2, 512, 128, true, "tiled", "bshd", 0, gradient});
+    cases.push_back({"llama", 2, 8, 2, 256, 128, true, "grouped", "bshd", 0, gradient});
+  }
+  uint32_t seed = 1;
+  for (const testing::AttentionCase& one : cases)
+    EXPECT_EQ(testing::expect_attention_is_right(*device_, one, seed++).attentions.size(), 1u) << one.text();
+  RecordProperty("device", device_->description());
 }
 
 }  // namespace
