@@ -133,10 +133,11 @@ class CudaDevice : public Device {
   std::string name() const override { return "cuda"; }
   bool has_host_memory() const override { return false; }
   std::string description() const override {
-    return concat(
-        "cuda: ", context_->description(), ", ", compiler_->version(),
-        attention_ == nullptr ? "" : concat(", ", attention_->version()),
-        no_attention_.empty() ? "" : concat(", attention by generated kernels (", no_attention_, ")"));
+    return concat("cuda: ", context_->description(), ", ", compiler_->version(),
+                  attention_ == nullptr ? "" : concat(", ", attention_->version()),
+                  no_attention_.empty() ? ""
+                                        : concat(attention_ == nullptr ? ", " : ", some ",
+                                                 "attention by generated kernels (", no_attention_, ")"));
   }
 
   void* allocate(size_t bytes) override {

@@ -6,6 +6,7 @@
 // to be there. https://docs.nvidia.com/deeplearning/cudnn/backend/latest/developer/graph-api.html
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "codegen/kernel.h"

@@ -24,7 +24,7 @@ std::string version_text(size_t version) {
 // ---- The library.
 
 CudnnLibrary::CudnnLibrary(int newest_cuda)
-    : library_({.subject = "the device 'cuda'",
+    : library_({.subject = "fast attention",
                 .library = "cuDNN",
                 .sonames = {"libcudnn.so.9"},
                 .companions = "",
