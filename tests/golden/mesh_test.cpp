@@ -118,6 +118,14 @@ TEST_P(MeshOptions, MicroBatchesGiveTheSame) {
   run_.expect_trained_weights(kWeightTolerance);
 }
 
+TEST_P(MeshOptions, TheLossByPartsOfTheVocabularyIsTheSame) {
+  const std::vector<json> steps =
+      train({"--set", "plan.loss_chunks=3", "--set", "data.batch_size=12", "--set", "accumulation=2"});
+  expect_near_golden(steps, kLossTolerance);
+  run_.expect_trained_weights(kWeightTolerance);
+  expect_planned_traffic(steps.size());
+}
+
 TEST_P(MeshOptions, QuantizedStaysNear) {
   const bool gathers = GetParam().sharding != "ddp";
   for (const char* scheme : {"int8", "int4", "nf4"})
