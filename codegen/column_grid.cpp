@@ -1,16 +1,21 @@
 #include "codegen/column_grid.h"
 
+#include <cmath>
+
 namespace kumi {
 namespace {
 
-constexpr int64_t kColumns = 32;   // that a team sums together
+constexpr int64_t kColumns = 32;   // that a team reduces together
 constexpr int64_t kPlaces = 2048;  // of its grid
 
 }  // namespace
 
-void sum_columns_on_grid(KernelBuilder& k, const ColumnSums& all, const Buffer& out,
-                         const std::function<Expr(Expr, Expr)>& element,
-                         const std::function<Expr(Expr)>& finish) {
+void reduce_columns_on_grid(KernelBuilder& k, const ColumnReduction& all, const Buffer& out,
+                            const std::function<Expr(Expr, Expr)>& element,
+                            const std::function<Expr(Expr)>& finish) {
+  const bool is_sum = all.reduction == Reduction::kSum;
+  const Expr initial = constant(all.dtype, is_sum ? 0 : -INFINITY);
+  const auto combined = [&](const Expr& a, const Expr& b) { return is_sum ? a + b : maximum(a, b); };
   int64_t columns = kColumns;
   while (columns > 1 && columns / 2 >= all.columns) columns /= 2;
   int64_t groups = kPlaces / columns;
@@ -28,7 +33,7 @@ void sum_columns_on_grid(KernelBuilder& k, const ColumnSums& all, const Buffer& 
   };
   k.parallel((all.columns + columns - 1) / columns, all.work, [&](Expr block) {
     const Expr first = k.let("first_column", block * Expr(columns));
-    const Buffer sums = k.array("sums", all.dtype, places);
+    const Buffer parts = k.array("parts", all.dtype, places);
     const auto add = [&](const Expr& row_block, bool is_last) {
       each(places, [&](Expr place) {
         const Expr row = row_block * Expr(groups) + (columns == 1 ? place : place / Expr(columns));
@@ -39,18 +44,19 @@ void sum_columns_on_grid(KernelBuilder& k, const ColumnSums& all, const Buffer& 
           const Expr exists = column < Expr(all.columns);
           condition = condition ? condition && exists : exists;
         }
-        if_needed(condition, [&] { k.store(sums, place, sums[place] + element(row, column)); });
+        if_needed(condition, [&] { k.store(parts, place, combined(parts[place], element(row, column))); });
       });
     };
-    each(places, [&](Expr place) { k.store(sums, place, constant(all.dtype, 0)); });
+    each(places, [&](Expr place) { k.store(parts, place, initial); });
     k.loop(0, all.rows / groups, LoopKind::kSerial, [&](Expr row_block) { add(row_block, false); });
     if (all.rows % groups != 0) add(all.rows / groups, true);
-    const Buffer shared = k.array("all_sums", all.dtype, places);
-    each(places, [&](Expr place) { k.store(shared, place, sums[place]); });
+    const Buffer shared = k.array("all_parts", all.dtype, places);
+    each(places, [&](Expr place) { k.store(shared, place, parts[place]); });
     each(columns, [&](Expr column) {
-      const Local total = k.local("total", all.dtype, constant(all.dtype, 0));
-      k.loop(0, groups, LoopKind::kSerial,
-             [&](Expr group) { k.assign(total, total.value() + shared[group * Expr(columns) + column]); });
+      const Local total = k.local("total", all.dtype, initial);
+      k.loop(0, groups, LoopKind::kSerial, [&](Expr group) {
+        k.assign(total, combined(total.value(), shared[group * Expr(columns) + column]));
+      });
       if_needed(is_whole ? Expr() : first + column < Expr(all.columns),
                 [&] { k.store(out, first + column, finish(total.value())); });
     });

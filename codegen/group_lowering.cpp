@@ -475,8 +475,8 @@ class GroupLowering {
       return lowering.column_element ? lowering.column_element(value) : value;
     };
     if (dialect_.is_simt) {
-      sum_columns_on_grid(
-          builder_, {rows, kept, dtype, work()}, out,
+      reduce_columns_on_grid(
+          builder_, {Reduction::kSum, rows, kept, dtype, work()}, out,
           [&](Expr row, Expr column) { return element_at(leading_index(row, merged_border), column); },
           finish);
       return;

@@ -367,6 +367,8 @@ void read_plan(const proto::Recipe& proto, Recipe* recipe, Checker* checker) {
       checker->fail(concat("plan.disable[", i, "]"), error);
     }
   }
+  if (proto.plan().has_loss_chunks()) recipe->loss_chunks = proto.plan().loss_chunks();
+  checker->range<int64_t>("plan.loss_chunks", recipe->loss_chunks, 0, 1 << 20);
 }
 
 void read_mesh(const proto::Recipe& proto, Recipe* recipe, Checker* checker) {
@@ -479,6 +481,7 @@ PlanOptions planning_options(const Recipe& recipe) {
   options.precision = recipe.precision;
   options.memory_limit = recipe.memory_limit;
   options.disabled = recipe.disabled;
+  options.loss_chunks = recipe.loss_chunks;
   options.mesh = recipe.mesh();
   options.sharding = recipe.sharding;
   options.quantized_weights = recipe.quantized_weights;

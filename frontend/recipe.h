@@ -41,6 +41,7 @@ struct Recipe {
   Precision precision = Precision::kF32;
   int64_t memory_limit = 0;  // bytes; 0: none
   std::set<std::string> disabled;
+  int64_t loss_chunks = 0;
   std::optional<int64_t> nodes, local;  // of the mesh, where the recipe says so
   Mesh mesh() const { return {nodes.value_or(1), local.value_or(1)}; }  // to plan without a job
   double timeout = 300;                                                 // seconds

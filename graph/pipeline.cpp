@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "graph/passes/autodiff.h"
+#include "graph/passes/chunk_loss.h"
 #include "graph/passes/decode.h"
 #include "graph/passes/fuse.h"
 #include "graph/passes/infer.h"
@@ -51,6 +52,12 @@ const std::vector<Pass>& pipeline() {
        "softmax, "
        "loss, weights and their gradients stay f32.",
        "gradients are in the graph", "casts where types meet", precision},
+      {"chunk_loss",
+       "With plan.loss_chunks: computes logits and their gradients by parts of the vocabulary, one after the "
+       "other, so that those of all classes never exist at once.",
+       "gradients are in the graph; a product gives the logits, and only cross_entropy looks at them",
+       "cross_entropy by parts, logits again in the backward part; outputs that training leaves out are gone",
+       chunk_loss},
       {"recompute",
        "With a memory limit that is too small for all activations: computes some of them again, right before "
        "the backward node that needs them, chosen by bytes freed per work until the plan fits.",

@@ -65,6 +65,9 @@ struct PlanOptions {
   Precision precision = Precision::kF32;
   // Bytes that states and arena together may take; 0: no limit. What `recompute` aims at.
   int64_t memory_limit = 0;
+  // Parts of the vocabulary by which training computes logits (graph/passes/chunk_loss.h); 0 or 1: all at
+  // once.
+  int64_t loss_chunks = 0;
   int64_t prefill_chunk = 64;  // tokens of one run of `prefill`, no more than the text may have
   Mesh mesh;                   // of the ranks that train together; sizes are those of one rank's part
   ShardingMode sharding = ShardingMode::kZero3Local;  // with more than one rank
@@ -94,7 +97,7 @@ struct Pass {
   std::optional<Goal> goal = std::nullopt;
 };
 
-// All passes in order: infer, decode, layout, merge, autodiff, precision, recompute, shard,
+// All passes in order: infer, decode, layout, merge, autodiff, precision, chunk_loss, recompute, shard,
 // optimizer, quantize_comm,
 // fuse, schedule, memory, codegen.
 const std::vector<Pass>& pipeline();

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "codegen/column_grid.h"
 #include "codegen/kernel_lowering.h"
 #include "graph/op.h"
 #include "ops/axes.h"
@@ -191,7 +192,9 @@ class OpaqueReduction {
   }
 
   void lower() {
-    if (kept_last_)
+    if (kept_last_ && lowering_.is_simt())
+      lower_columns_on_grid();
+    else if (kept_last_)
       lower_columns();
     else
       lower_rows();
@@ -248,6 +251,17 @@ class OpaqueReduction {
         k_.store(y_, row * Expr(columns) + first + j, finish(lowering_, kind_, totals[j]));
       });
     });
+  }
+
+  // The same for the threads of a GPU: all that is kept are columns.
+  void lower_columns_on_grid() {
+    const Reduction reduction = kind_ == Kind::kMax ? Reduction::kMax : Reduction::kSum;
+    reduce_columns_on_grid(
+        k_, {reduction, size_of(reduced_), size_of(kept_), dtype_, work_}, y_,
+        [&](Expr row, Expr column) {
+          return element(offset_of(std::move(row), reduced_) + offset_of(std::move(column), kept_));
+        },
+        [&](Expr total) { return finish(lowering_, kind_, total); });
   }
 
   KernelLowering& lowering_;

@@ -50,6 +50,7 @@ void print_memory(const Module& module, PlanOptions options) {
   std::optional<MemoryReport> without;
   if (report.recomputed_nodes > 0 && !module.has_run("recompute")) {
     options.memory_limit = 0;
+    options.loss_chunks = 0;
     without = report_memory(run_pipeline(module, options));
   }
   std::cout << to_string(report, without ? &*without : nullptr);

@@ -148,39 +148,51 @@ class GraphMemory {
   bool old_values_are_used_up(int storage, const std::string& target,
                               const std::vector<const Node*>& writes) const {
     const Storage& s = storages_.all[storage];
-    std::set<int> producing;
-    for (ValueId value : s.values) {
-      const OpDef& op = op_of(graph_.producer(value));
-      if (op.is_state_access) return false;
-      if (!op.computes_nothing()) producing.insert(storages_.unit_of_value(value));
-    }
+    for (ValueId value : s.values)
+      if (op_of(graph_.producer(value)).is_state_access) return false;
     for (const Node* write : writes) {
       auto reads = reads_.find(string_attribute(write->attributes, "state"));
       if (reads == reads_.end()) continue;
-      for (ValueId read : reads->second) {
-        const Storage& old = storages_.storage_of(read);
-        if (old.last < s.first) continue;
-        if (old.last > s.first || producing.size() != 1 || *producing.begin() != s.first) return false;
-        if (!takes_place_of(s, read, target)) return false;
-      }
+      for (ValueId read : reads->second)
+        if (!makes_way_for(storages_.places[read].storage, s, target)) return false;
     }
     return true;
   }
 
-  // The only unit that looks at the old value computes the new one element by element.
-  bool takes_place_of(const Storage& s, ValueId old, const std::string& target) const {
-    const std::optional<std::string>& state = state_of_[storages_.places[old].storage];
-    for (ValueId result : s.values)
-      if (storages_.unit_of_value(result) == s.first && !op_of(graph_.producer(result)).computes_nothing())
-        for (NodeId n : units_[s.first])
-          for (ValueId operand : graph_.nodes[n].operands) {
-            if (operand == kNone || storages_.places[operand].storage != storages_.places[old].storage)
-              continue;
-            const bool same_place = state && offset_of(*state) + storages_.places[operand].offset ==
-                                                 offset_of(target) + storages_.places[result].offset;
-            if (!same_place || !storages_.may_take_place(s.first, operand, result)) return false;
-          }
+  // Does nothing look at a piece of the old values once a new one has been computed in its place? The unit
+  // that computes it may, element by element.
+  bool makes_way_for(int old_storage, const Storage& s, const std::string& target) const {
+    const Storage& old = storages_.all[old_storage];
+    if (old.last < s.first) return true;
+    if (old.is_shown) return false;
+    for (ValueId result : s.values) {
+      if (op_of(graph_.producer(result)).computes_nothing()) continue;
+      const int unit = storages_.unit_of_value(result);
+      const Span written = span_of(result, target);
+      for (ValueId operand : old.values)
+        for (NodeId consumer : uses_.consumers[operand]) {
+          const int look = storages_.last_look(consumer);
+          if (look < unit || !may_meet(span_of(operand, state_of_[old_storage]), written)) continue;
+          const bool same_place = state_of_[old_storage] &&
+                                  begin_of(operand, *state_of_[old_storage]) == begin_of(result, target);
+          if (look > unit || !same_place || !storages_.may_take_place(unit, operand, result)) return false;
+        }
+    }
     return true;
+  }
+
+  // Bytes among those of all states; none known where a value is in no state or has gaps.
+  using Span = std::optional<std::pair<int64_t, int64_t>>;
+  int64_t begin_of(ValueId value, const std::string& state) const {
+    return offset_of(state) + storages_.places[value].offset;
+  }
+  Span span_of(ValueId value, const std::optional<std::string>& state) const {
+    if (!state || !storages_.is_dense(value)) return std::nullopt;
+    const int64_t begin = begin_of(value, *state);
+    return std::pair{begin, begin + byte_count(graph_.type(value))};
+  }
+  static bool may_meet(const Span& a, const Span& b) {
+    return !a || !b || (a->first < b->second && b->first < a->second);
   }
 
   // Results that take the place of an operand that is used for the last time, and operands that are

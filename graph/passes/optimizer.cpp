@@ -1,5 +1,6 @@
 #include "graph/passes/optimizer.h"
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <numbers>
@@ -8,6 +9,7 @@
 
 #include "graph/names.h"
 #include "graph/op.h"
+#include "graph/parts.h"
 #include "graph/passes/autodiff.h"
 #include "graph/passes/shard.h"
 #include "graph/passes/weight_order.h"
@@ -229,14 +231,14 @@ class Training {
   bool add_in_product(GraphBuilder& builder, Accumulation& accumulation, ValueId gradient) {
     const Graph& graph = builder.graph();
     const Node first = graph.producer(gradient);
+    if (op_of(first).moves_parts && parts_of(graph, first).gathers)
+      return add_in_products(builder, accumulation, gradient);
     const bool split = op_of(first).moves_parts && first.operands.size() == 1;
     const ValueId whole = split ? first.operands[0] : gradient;
     const NodeId product = graph.values[whole].producer;
     if (accumulation.done.count(product) != 0) return true;
     const Node node = graph.nodes[product];
-    if (node.op != "matmul" || graph.type(whole).dtype != DType::F32 ||
-        (node.operands.size() > 2 && node.operands[2] != kNone))
-      return false;
+    if (!can_add(graph, whole)) return false;
     if (split && accumulation.uses.consumers[whole].size() != 1) return false;
     std::vector<const Weight*> weights;
     for (ValueId part : split ? first.results : std::vector<ValueId>{whole}) {
@@ -265,6 +267,43 @@ class Training {
       write(builder, "gradient." + weights[i]->name, parts[i]);
     }
     accumulation.done.insert(product);
+    return true;
+  }
+
+  // Is the value what a product could add to?
+  static bool can_add(const Graph& graph, ValueId value) {
+    const Node& node = graph.producer(value);
+    return node.op == "matmul" && graph.type(value).dtype == DType::F32 &&
+           std::all_of(node.operands.begin() + 2, node.operands.end(), [](ValueId v) { return v == kNone; });
+  }
+
+  // The same for the gradient of one weight of which several products are the parts.
+  bool add_in_products(GraphBuilder& builder, Accumulation& accumulation, ValueId gradient) {
+    const Graph& graph = builder.graph();
+    const Node concat = graph.producer(gradient);
+    const auto weight = accumulation.weight_of.find(gradient);
+    if (weight == accumulation.weight_of.end() || !accumulation.uses.consumers[gradient].empty())
+      return false;
+    Shape sizes;
+    const int axis = parts_of(graph, concat).axis;
+    for (ValueId part : concat.operands) {
+      if (!can_add(graph, part) || accumulation.uses.consumers[part].size() != 1) return false;
+      sizes.push_back(graph.type(part).shape[axis]);
+    }
+    const Weight& sum = *weight->second;
+    const std::string state = "gradient." + sum.name;
+    add_state(state, State::kAccumulator, sum.gradient_type, sum.location);
+    std::vector<ValueId> parts = builder.build("split", {builder.read(state, sum.gradient_type)},
+                                               {{"axis", Dim(axis)}, {"sizes", sizes}});
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const Node product = graph.producer(concat.operands[i]);
+      builder.scope = product.scope;
+      builder.location = product.location;
+      parts[i] = builder.call("matmul", {product.operands[0], product.operands[1], kNone, parts[i]},
+                              product.attributes, "sum");
+    }
+    set_place(builder, sum);
+    write(builder, state, builder.call("concat", parts, {{"axis", Dim(axis)}}, "sum"));
     return true;
   }
 

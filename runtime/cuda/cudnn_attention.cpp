@@ -170,12 +170,15 @@ class CudnnAttention : public Callable {
 
 class CudnnAttentionLibrary : public AttentionLibrary {
  public:
-  explicit CudnnAttentionLibrary(std::shared_ptr<const CudaContext> context)
-      : cudnn_(std::make_shared<Cudnn>(std::move(context))) {}
+  CudnnAttentionLibrary(std::shared_ptr<const CudaContext> context, bool does_gradients)
+      : cudnn_(std::make_shared<Cudnn>(std::move(context))), does_gradients_(does_gradients) {}
 
   std::string version() const override { return cudnn_->library().name(); }
 
   std::unique_ptr<Callable> attention(const AttentionCall& call) override {
+    if (call.gradient && !does_gradients_)
+      throw Error(
+          concat(version(), " adds gradients up in no fixed order; KUMI_CUDNN=all takes it for them, too"));
     const std::string reason = reason_against(call, cudnn_->library().version());
     if (!reason.empty()) throw Error(concat(version(), ": ", reason));
     cudnn_->context().make_current();
@@ -184,14 +187,16 @@ class CudnnAttentionLibrary : public AttentionLibrary {
 
  private:
   std::shared_ptr<Cudnn> cudnn_;
+  bool does_gradients_;
 };
 
 }  // namespace
 
 std::unique_ptr<AttentionLibrary> open_cudnn(std::shared_ptr<const CudaContext> context) {
-  const char* wanted = getenv("KUMI_CUDNN");
-  if (wanted != nullptr && std::string_view(wanted) == "0") throw Error("KUMI_CUDNN is 0");
-  return std::make_unique<CudnnAttentionLibrary>(std::move(context));
+  const char* variable = getenv("KUMI_CUDNN");
+  const std::string_view wanted = variable == nullptr ? "" : variable;
+  if (wanted == "0") throw Error("KUMI_CUDNN is 0");
+  return std::make_unique<CudnnAttentionLibrary>(std::move(context), wanted == "all");
 }
 
 }  // namespace kumi

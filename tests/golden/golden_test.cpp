@@ -111,6 +111,10 @@ TEST_P(Golden, TrainingHasTheSameLossesAndWeights) {
   train_and_compare({});
 }
 
+TEST_P(Golden, TheLossByPartsOfTheVocabularyIsTheSame) {
+  train_and_compare({"--set", "plan.loss_chunks=3"});
+}
+
 // By CUDA kernels, whose threads come in random order.
 TEST_P(Golden, TrainingOnTheEmulatedGpuHasTheSameLossesAndWeights) {
   train_and_compare({"--set", "device=cuda_emu"});

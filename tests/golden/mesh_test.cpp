@@ -118,6 +118,14 @@ TEST_P(MeshOptions, MicroBatchesGiveTheSame) {
   run_.expect_trained_weights(kWeightTolerance);
 }
 
+TEST_P(MeshOptions, TheLossByPartsOfTheVocabularyIsTheSame) {
+  const std::vector<json> steps =
+      train({"--set", "plan.loss_chunks=3", "--set", "data.batch_size=12", "--set", "accumulation=2"});
+  expect_near_golden(steps, kLossTolerance);
+  run_.expect_trained_weights(kWeightTolerance);
+  expect_planned_traffic(steps.size());
+}
+
 std::string mode(const ::testing::TestParamInfo<MeshCase>& info) {
   return info.param.sharding;
 }

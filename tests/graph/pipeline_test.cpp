@@ -35,8 +35,8 @@ TEST(Pipeline, TheTableIsComplete) {
     EXPECT_FALSE(pass.doc.empty() || pass.needs.empty() || pass.establishes.empty()) << pass.name;
   }
   EXPECT_EQ(names, (std::vector<std::string>{"infer", "decode", "layout", "merge", "autodiff", "precision",
-                                             "recompute", "shard", "optimizer", "quantize_comm", "fuse",
-                                             "schedule", "memory", "codegen"}));
+                                             "chunk_loss", "recompute", "shard", "optimizer", "quantize_comm",
+                                             "fuse", "schedule", "memory", "codegen"}));
   EXPECT_NE(failure(small_model(), options_for(Goal::kForward), "fuze").find("did you mean 'fuse'?"),
             std::string::npos);
 }
@@ -49,8 +49,8 @@ TEST(Pipeline, RunsUpToAPassAndResumes) {
   };
   PlanOptions options = options_for(Goal::kTrain);
   Module module = run_pipeline(small_model(), options, "optimizer", observer);
-  std::vector<std::string> expected = {"infer",     "layout",    "merge", "autodiff",
-                                       "precision", "recompute", "shard", "optimizer"};
+  std::vector<std::string> expected = {"infer",      "layout",    "merge", "autodiff", "precision",
+                                       "chunk_loss", "recompute", "shard", "optimizer"};
   EXPECT_EQ(ran, expected);
   EXPECT_EQ(module.passes, ran);
   module = run_pipeline(module, options, "", observer);

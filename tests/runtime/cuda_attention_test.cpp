@@ -60,6 +60,7 @@ class CudaAttention : public testing::CudaDeviceTest {
     if (fake_ != nullptr && dlsym(fake_, "fake_cudnn_descriptors") == nullptr)
       GTEST_SKIP() << "Kumi has been built without cuDNN";
   }
+  EnvironmentVariable gradients_{"KUMI_CUDNN", "all"};
   int descriptors() { return reinterpret_cast<int (*)()>(dlsym(fake_, "fake_cudnn_descriptors"))(); }
 };
 
@@ -89,6 +90,16 @@ TEST_F(CudaAttention, InF16) {
   EXPECT_NE(device_->attention(call), nullptr);
   call.gradient = true;
   EXPECT_NE(device_->attention(call), nullptr);
+}
+
+TEST_F(CudaAttention, GradientsAreTheLibrarysOnlyIfAskedFor) {
+  EnvironmentVariable variable("KUMI_CUDNN", "1");
+  open();
+  AttentionCall call = small_call();
+  EXPECT_NE(device_->attention(call), nullptr);
+  call.gradient = true;
+  EXPECT_EQ(device_->attention(call), nullptr);
+  EXPECT_NE(device_->description().find("in no fixed order"), std::string::npos) << device_->description();
 }
 
 TEST_F(CudaAttention, GivesBackWhatItTook) {
@@ -158,14 +169,14 @@ TEST_F(CudaAttention, OnlyKernelsThatHaveToRunAreCompiled) {
   const std::vector<std::byte> zeros(1 << 16);
   for (const PlanPort& port : plan.graphs[0].inputs)
     feeds.push_back({port.name, port.type.dtype, numbers(port.type.shape), zeros.data()});
-  for (const char* wanted : {"1", "0"}) {
+  for (const char* wanted : {"all", "0"}) {
     EnvironmentVariable variable("KUMI_CUDNN", wanted);
     open();
     Executor executor(plan, *device_);
     log();
     executor.run("run", feeds);
     const std::string text = log();
-    const bool by_library = std::string(wanted) == "1";
+    const bool by_library = std::string(wanted) == "all";
     EXPECT_EQ(executor.compile_statistics().kernels, by_library ? 0 : 1);
     EXPECT_EQ(text.starts_with(by_library ? "cudnn " : "launch attention_grad"), true) << text;
   }

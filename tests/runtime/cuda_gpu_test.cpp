@@ -169,17 +169,23 @@ TEST_F(GpuDeviceTest, ProductsOfPartsAndWithoutTerms) {
   for (void* buffer : buffers) device_->free(buffer);
 }
 
-// By cuDNN where it is, which the description says, else by kernels.
+// By kernels, and by cuDNN where it is, which the description says.
 TEST_F(GpuDeviceTest, AttentionMatchesDoublePrecision) {
   std::vector<testing::AttentionCase> cases = testing::library_attention_cases();
   for (const bool gradient : {false, true}) {
     cases.push_back({"plamo", 1, 8, 2, 512, 128, true, "tiled", "bshd", 0, gradient});
     cases.push_back({"llama", 2, 8, 2, 256, 128, true, "grouped", "bshd", 0, gradient});
   }
-  uint32_t seed = 1;
-  for (const testing::AttentionCase& one : cases)
-    EXPECT_EQ(testing::expect_attention_is_right(*device_, one, seed++).attentions.size(), 1u) << one.text();
-  RecordProperty("device", device_->description());
+  for (const char* by : {"0", "all"}) {
+    SCOPED_TRACE(by);
+    EnvironmentVariable variable("KUMI_CUDNN", by);
+    device_ = open_device("cuda");
+    uint32_t seed = 1;
+    for (const testing::AttentionCase& one : cases)
+      EXPECT_EQ(testing::expect_attention_is_right(*device_, one, seed++).attentions.size(), 1u)
+          << one.text();
+    RecordProperty(concat("device_", by), device_->description());
+  }
 }
 
 }  // namespace
