@@ -5,18 +5,16 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "graph/error.h"
 #include "runtime/device.h"
-#include "runtime/open_cuda_compiler.h"
 #include "tests/support/cuda_matmul.h"
 #include "tests/support/environment_variable.h"
+#include "tests/support/fake_cuda.h"
 #include "tests/support/matmul_cases.h"
-#include "tests/support/temporary_folder.h"
 
 namespace kumi {
 namespace {
@@ -25,19 +23,8 @@ namespace fs = std::filesystem;
 using testing::dense_matmul;
 using testing::EnvironmentVariable;
 using testing::MatmulValues;
+using testing::message_of;
 using testing::run_matmul;
-using testing::TemporaryFolder;
-
-const std::string kFakeToolkit = KUMI_BINARY_DIR "/fake_cuda";
-
-std::string message_of(const std::function<void()>& function) {
-  try {
-    function();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "(no error)";
-}
 
 // y = (y + 1) * 2 of 3 x 64 floats, in two phases; of which the fake driver knows the names.
 Kernel two_phases() {
@@ -54,35 +41,10 @@ KUMI_KERNEL(double_0, 1, 96) { ((float*)buffers.data[0])[blockIdx.x * 96 + threa
   return kernel;
 }
 
-// Every test has an empty kernel cache of its own.
-class CudaDeviceTest : public ::testing::Test {
+class CudaDeviceTest : public testing::FakeCudaTest {
  protected:
-  void SetUp() override {
-    if (!fs::exists(kFakeToolkit)) GTEST_SKIP() << "the CUDA device has not been built";
-    try {
-      open_cuda_compiler();
-    } catch (const Error& error) {
-      GTEST_SKIP() << "needs NVRTC: " << error.what();
-    }
-    fake_ = dlopen((kFakeToolkit + "/lib64/libcuda.so.1").c_str(), RTLD_NOW);
-    ASSERT_NE(fake_, nullptr) << dlerror();
-    log();
-  }
+  void open(int index = 0) { device_ = open_gpu(index); }
 
-  void open(int index = 0) {
-    DeviceOptions options;
-    options.index = index;
-    device_ = open_device("cuda", options);
-  }
-  // What the fake driver has been asked to do since the last time.
-  std::string log() { return reinterpret_cast<const char* (*)()>(dlsym(fake_, "fake_cuda_log"))(); }
-  size_t used_bytes() { return reinterpret_cast<size_t (*)()>(dlsym(fake_, "fake_cuda_used_bytes"))(); }
-  int contexts() { return reinterpret_cast<int (*)()>(dlsym(fake_, "fake_cuda_contexts"))(); }
-
-  TemporaryFolder cache_;
-  EnvironmentVariable cache_variable_{"KUMI_CACHE_DIR", cache_.path().string()};
-  EnvironmentVariable toolkit_variable_{"CUDA_PATH", kFakeToolkit};
-  void* fake_ = nullptr;
   std::unique_ptr<Device> device_;
 };
 
@@ -121,6 +83,84 @@ TEST_F(CudaDeviceTest, MemoryIsZeroAndCopiesAreComplete) {
   }
   device_->free(nullptr);
   EXPECT_EQ(used_bytes(), 0u);
+}
+
+TEST_F(CudaDeviceTest, CopiesToTheGpuAreNotWaitedFor) {
+  open();
+  constexpr size_t kBytes = size_t{20} << 20;  // more than what is pinned at once
+  auto* memory = static_cast<unsigned char*>(device_->allocate(kBytes));
+  std::vector<unsigned char> host(kBytes, 1), back(kBytes);
+  device_->copy_from_host(memory, host.data(), 1000);
+  EXPECT_EQ(memory[0], 0);  // the fake's memory is the host's
+  for (unsigned char value = 2; value < 5; ++value) {
+    std::fill(host.begin(), host.end(), value);
+    device_->copy_from_host(memory, host.data(), kBytes);
+  }
+  std::fill(host.begin(), host.end(), 0);
+  device_->copy_to_host(back.data(), memory, kBytes);
+  EXPECT_EQ(back, std::vector<unsigned char>(kBytes, 4));
+  device_->free(memory);
+}
+
+TEST_F(CudaDeviceTest, MomentsAreTheGpusOwn) {
+  EnvironmentVariable search("KUMI_MATMUL_SEARCH", "0");
+  open();
+  const MatmulCall call = dense_matmul(1, 8, 16, 24);
+  auto product = device_->matmul(call);  // 2 ms by the fake's clock
+  void* const memory = device_->allocate(4 * 24 * 16);
+  void* buffers[] = {memory, memory, memory};
+  const std::unique_ptr<Moments> moments = device_->moments();
+  EXPECT_TRUE(moments->take().empty());
+  for (int round = 0; round < 2; ++round) {
+    moments->mark();
+    product->run(buffers);
+    moments->mark();
+    product->run(buffers);
+    product->run(buffers);
+    moments->mark();
+    const std::vector<int64_t> found = moments->take();
+    ASSERT_EQ(found.size(), 3u);
+    EXPECT_EQ(found[1] - found[0], 2000000);
+    EXPECT_EQ(found[2] - found[1], 4000000);
+  }
+  device_->free(memory);
+}
+
+TEST_F(CudaDeviceTest, ACaptureRunsNothingAndRunsAgain) {
+  open();
+  auto kernel = std::move(device_->compile({two_phases()}, nullptr).front());
+  void* memory = device_->allocate(192 * sizeof(float));
+  const auto first = [&] {
+    float value = 0;
+    device_->copy_to_host(&value, memory, sizeof value);
+    return value;
+  };
+  kernel->run(&memory);
+  EXPECT_EQ(first(), 2);
+  log();
+  auto twice = device_->capture([&] {
+    kernel->run(&memory);
+    kernel->run(&memory);
+  });
+  ASSERT_NE(twice, nullptr);
+  EXPECT_EQ(first(), 2);
+  twice->run(nullptr);
+  EXPECT_EQ(first(), 14);  // ((2 + 1) 2 + 1) 2
+  twice->run(nullptr);
+  EXPECT_EQ(first(), 62);
+  EXPECT_TRUE(log().ends_with("graph of 4\ngraph\ngraph\n"));
+  // What cannot be in a graph is an error, after which all goes on.
+  const std::string message = message_of([&] { device_->capture([&] { device_->synchronize(); }); });
+  EXPECT_NE(message.find("putting launches together in a graph"), std::string::npos) << message;
+  EXPECT_NE(message.find("KUMI_CUDA_GRAPHS=0"), std::string::npos) << message;
+  kernel->run(&memory);
+  EXPECT_EQ(first(), 126);
+  twice.reset();
+  device_->free(memory);
+
+  EnvironmentVariable off("KUMI_CUDA_GRAPHS", "0");
+  open();
+  EXPECT_EQ(device_->capture([] {}), nullptr);
 }
 
 TEST_F(CudaDeviceTest, KernelsRunPhaseByPhaseWithTheirBuffers) {
