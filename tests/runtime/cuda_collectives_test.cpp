@@ -303,10 +303,12 @@ CommunicatorOptions impatient() {
 std::string message_of_sum(Device& gpu, Communicator& gpus, int64_t elements = 12) {
   const CollectiveCall call{
       CollectiveCall::kAllReduce, MeshGroup::kWorld, gpus.mesh().ranks(), {{DType::F32, elements}}};
-  void* buffer = gpu.allocate(static_cast<size_t>(elements) * sizeof(float));
-  void* buffers[] = {buffer, buffer};
-  const std::unique_ptr<Collective> sum = gpus.prepare(call, "all_reduce of model.layers.3");
+  void* buffer = nullptr;
+  std::unique_ptr<Collective> sum;
   const std::string message = message_of([&] {
+    buffer = gpu.allocate(static_cast<size_t>(elements) * sizeof(float));
+    void* buffers[] = {buffer, buffer};
+    sum = gpus.prepare(call, "all_reduce of model.layers.3");
     sum->start(buffers);
     sum->wait();
     gpu.synchronize();
@@ -391,7 +393,7 @@ TEST_F(CudaCollectives, NeedANewEnoughNccl) {
   const std::string message = message_of([&] { gpu->communicator(*hosts[0]); });
   EXPECT_NE(message.find("training on several GPUs needs NCCL 2.18.0 or later; "), std::string::npos)
       << message;
-  EXPECT_NE(message.find("libnccl.so.2 is 2.16.2"), std::string::npos) << message;
+  EXPECT_NE(message.find(" is 2.16.2"), std::string::npos) << message;
 }
 
 }  // namespace
