@@ -7,6 +7,7 @@
 
 #include "frontend/stop_signals.h"
 #include "graph/error.h"
+#include "runtime/job_address.h"
 #include "runtime/launcher.h"
 #include "runtime/local_transport.h"
 #include "runtime/open_communicator.h"
@@ -90,7 +91,9 @@ int run_on_threads(const RanksRequest& request, const std::function<int(const Ra
 int run_alone(const RanksRequest& request, const std::function<int(const Rank&)>& work) {
   if (const int64_t launched = launched_processes(); launched > 1)
     throw Error(concat("the launcher has started ", launched, " processes, and has told none of the others"))
-        .expected("a launcher that speaks to MPI")
+        .expected(
+            "a launcher that speaks to MPI, or MASTER_ADDR, MASTER_PORT, WORLD_SIZE and RANK in the "
+            "environment")
         .hint(
             "under Slurm that is srun --mpi=pmix for Open MPI and srun --mpi=pmi2 for MPICH; with --ranks 1 "
             "each process trains by itself");
@@ -126,7 +129,7 @@ std::vector<std::string> Rank::gather_text(const std::string& text) const {
 
 int run_on_ranks(const RanksRequest& request, const std::function<int(const Rank&)>& work) {
   if (request.threads) return run_on_threads(request, work);
-  if (!is_launched_by_mpi()) return run_alone(request, work);
+  if (!is_launched_by_mpi() && !job_address()) return run_alone(request, work);
   CommunicatorOptions options;
   options.timeout_seconds = request.timeout_seconds;
   // There is no time to come to the end of a step.

@@ -1,4 +1,4 @@
-// The ranks of a run: this process alone, threads of it, or the processes of an MPI job.
+// The ranks of a run: this process alone, threads of it, or the processes of a job.
 #pragma once
 
 #include <cstdint>

@@ -32,8 +32,8 @@ json own_statistics(const Executor& executor, const Rank& rank, int64_t resident
                       {"measured", resident_bytes() - resident_before},
                       {"process_peak", peak_resident_bytes()}};
   json& traffic = result["traffic"] = json::array();
-  if (rank.communicator != nullptr)
-    for (const Traffic& entry : rank.communicator->traffic())
+  if (executor.communicator() != nullptr)
+    for (const Traffic& entry : executor.communicator()->traffic())
       traffic.push_back(entry_of(entry.kind, entry.group, entry.collectives, entry.bytes));
   return result;
 }

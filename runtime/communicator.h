@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <string>
@@ -41,9 +42,10 @@ class Collective {
   // once.
   virtual void start(void* const* buffers) = 0;
   // Returns when the outputs are complete and the inputs may change. Throws Error with the collective, the
-  // ranks that were waited for and why they are given up.
+  // ranks that were waited for and why they are given up. On a device that works beside its caller it
+  // returns at once, and what is launched from then on waits; the Error comes from what waits for the device.
   virtual void wait() = 0;
-  // Of the run that was waited for last.
+  // Of the run that was waited for last, when it is complete.
   virtual CommunicationSpan last_run() const = 0;
 };
 
@@ -53,6 +55,20 @@ struct Traffic {
   MeshGroup group = MeshGroup::kWorld;
   int64_t collectives = 0;
   int64_t bytes = 0;
+};
+
+// A collective that devices carry out by themselves, for a communicator that watches it. Asked on that
+// communicator's thread.
+class DeviceCollective {
+ public:
+  virtual ~DeviceCollective() = default;
+
+  // Has this rank's device come to it? Until then nobody is waited for.
+  virtual bool has_begun() = 0;
+  // Both throw Error if the device or the library has failed.
+  virtual bool is_done() = 0;
+  // It will not be done, nor what comes after it: the device is to stop waiting for it.
+  virtual void give_up(const std::exception_ptr& why) noexcept = 0;
 };
 
 class Communicator {
@@ -76,6 +92,12 @@ class Communicator {
 
   // Ends the others: what they wait for, now or later, throws Error with this rank and the reason.
   virtual void abort(const std::string& reason) = 0;
+
+  // Has the collective watched as those of this communicator are: in the order of the calls, with the same
+  // time limit, and given up if a rank of `others`, those that take part, does not come or ends the job. All
+  // of these ranks call it. Returns at once.
+  virtual void watch(std::string what, std::vector<int64_t> others,
+                     std::unique_ptr<DeviceCollective> collective) = 0;
 };
 
 }  // namespace kumi

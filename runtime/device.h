@@ -5,11 +5,15 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "codegen/kernel.h"
+#include "runtime/communicator.h"
+#include "runtime/steady_clock.h"
 
 namespace kumi {
 
@@ -20,6 +24,18 @@ class Callable {
  public:
   virtual ~Callable() = default;
   virtual void run(void* const* buffers) = 0;
+};
+
+// Moments in a device's work, between which launches are timed.
+class Moments {
+ public:
+  virtual ~Moments() = default;
+
+  // When all that has been launched so far is done.
+  virtual void mark() = 0;
+  // Those that were marked since the last call, in order, in nanoseconds of the steady clock. Waits for the
+  // last of them.
+  virtual std::vector<int64_t> take() = 0;
 };
 
 class Device {
@@ -36,6 +52,7 @@ class Device {
   // Zeroed memory, aligned to 64 bytes. Throws Error with the size if there is not enough.
   virtual void* allocate(size_t bytes) = 0;
   virtual void free(void* memory) = 0;
+  // In order with what is launched. The host's memory may change on return.
   virtual void copy_from_host(void* device_memory, const void* host_memory, size_t bytes) = 0;
   // Returns when all that has been launched is done; copies to the host wait by themselves.
   virtual void synchronize() {}
@@ -48,7 +65,32 @@ class Device {
   virtual std::unique_ptr<Callable> matmul(const MatmulCall& call) = 0;
   // Null if the device has no library for it: then the kernel of the same step runs.
   virtual std::unique_ptr<Callable> attention(const AttentionCall&) { return nullptr; }
+
+  virtual std::unique_ptr<Moments> moments();
+
+  // For collectives on the memory of this device, if that is not the host's: what `hosts`, which outlives it,
+  // is for the host's memory. Null if ranks cannot exchange it. All ranks call it.
+  virtual std::unique_ptr<Communicator> communicator(Communicator& /*hosts*/) { return nullptr; }
+
+  // Something that launches again what `launches` does, with the same buffers, at less cost for the host: its
+  // run() takes no buffers. `launches` is called once, and nothing of it is executed; all of it has been
+  // executed before. Collectives that it starts are waited for in it. Null if the device cannot do that.
+  virtual std::unique_ptr<Callable> capture(const std::function<void()>& /*launches*/) { return nullptr; }
 };
+
+// Of a device that has done its work when it returns: a moment is when it is marked.
+class HostMoments : public Moments {
+ public:
+  void mark() override { marked_.push_back(steady_nanoseconds()); }
+  std::vector<int64_t> take() override { return std::exchange(marked_, {}); }
+
+ private:
+  std::vector<int64_t> marked_;
+};
+
+inline std::unique_ptr<Moments> Device::moments() {
+  return std::make_unique<HostMoments>();
+}
 
 struct DeviceOptions {
   // Of the ranks on one machine each gets an equal part of it; 1: all of it.

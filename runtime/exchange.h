@@ -2,6 +2,7 @@
 #pragma once
 
 #include <deque>
+#include <functional>
 #include <vector>
 
 #include "runtime/communicator.h"
@@ -29,6 +30,11 @@ class Exchange {
     post();
     wait();
   }
+  // The same for what the ranks `others` do with this one by other means.
+  void wait_for(const std::function<bool()>& is_done, const std::vector<int64_t>& others);
+  // Returns when it is true, for which no other rank is needed. Throws Error if another rank has ended the
+  // job.
+  void attend_until(const std::function<bool()>& is_true);
 
   const Transport& transport() const { return transport_; }
   // Of what has been sent since the last call.
@@ -40,7 +46,10 @@ class Exchange {
   using Step = std::vector<Transfer>;
 
   void add(Transfer::Direction direction, int64_t peer, void* data, int64_t bytes);
-  void wait_for(Step& step);
+  // `missing`: whose part in it is not there yet.
+  void wait_within_limit(const std::function<bool(Transport::Clock::time_point until)>& is_done_by,
+                         const std::function<std::vector<int64_t>()>& missing);
+  void attend();
 
   Transport& transport_;
   RankWatch& watch_;

@@ -22,7 +22,11 @@ namespace {
 // Something for the communicator's thread to do.
 struct Job {
   virtual ~Job() = default;
+  // Returns when it begins: until then this rank waits for no other.
+  virtual void await_begin(Exchange&) {}
   virtual void run(Exchange& exchange) = 0;
+  // Instead of run(), or after it has thrown.
+  virtual void give_up(const std::exception_ptr&) noexcept {}
 
   std::string what;
   // Guarded by the communicator's mutex.
@@ -100,6 +104,9 @@ class ExchangeCommunicator : public Communicator {
     changed_.notify_all();
   }
 
+  void watch(std::string what, std::vector<int64_t> others,
+             std::unique_ptr<DeviceCollective> collective) override;
+
   void wait(Job* job) {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return !job->is_running; });
@@ -134,11 +141,13 @@ class ExchangeCommunicator : public Communicator {
         attend();
       else if (!broken_)
         run(*job, exchange);
+      if (job != nullptr && broken_) job->give_up(broken_);
       lock.lock();
       if (job == nullptr) continue;
       jobs_.pop_front();
       job->failure = broken_;
       job->is_running = false;
+      std::erase_if(watched_, [&](const std::unique_ptr<Job>& watched) { return watched.get() == job; });
       changed_.notify_all();
     }
   }
@@ -152,8 +161,9 @@ class ExchangeCommunicator : public Communicator {
   }
 
   void run(Job& job, Exchange& exchange) {
-    watch_->begin(job.what);
     try {
+      job.await_begin(exchange);
+      watch_->begin(job.what);
       job.run(exchange);
       watch_->end();
     } catch (...) {
@@ -168,6 +178,7 @@ class ExchangeCommunicator : public Communicator {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Job*> jobs_;
+  std::vector<std::unique_ptr<Job>> watched_;  // those of them that nobody else owns
   std::vector<Traffic> traffic_;
   bool is_ending_ = false;
   std::exception_ptr broken_;  // of the thread
@@ -245,6 +256,34 @@ struct TextGather : Job {
     (void)exchange.take_sent_bytes();
   }
 };
+
+// Exchanges nothing itself.
+struct Watch : Job {
+  std::vector<int64_t> others;
+  std::unique_ptr<DeviceCollective> collective;
+
+  void await_begin(Exchange& exchange) override {
+    exchange.attend_until([&] { return collective->has_begun(); });
+  }
+  void run(Exchange& exchange) override {
+    exchange.wait_for([&] { return collective->is_done(); }, others);
+  }
+  void give_up(const std::exception_ptr& why) noexcept override { collective->give_up(why); }
+};
+
+void ExchangeCommunicator::watch(std::string what, std::vector<int64_t> others,
+                                 std::unique_ptr<DeviceCollective> collective) {
+  auto job = std::make_unique<Watch>();
+  job->what = std::move(what);
+  job->others = std::move(others);
+  job->collective = std::move(collective);
+  Job* const started = job.get();
+  {
+    const std::lock_guard lock(mutex_);
+    watched_.push_back(std::move(job));
+  }
+  start(started);
+}
 
 std::unique_ptr<Collective> ExchangeCommunicator::prepare(const CollectiveCall& call, std::string what) {
   if (mesh_.size(call.group) != call.ranks)

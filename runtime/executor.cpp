@@ -84,6 +84,15 @@ Executor::Executor(Plan plan, Device& device, Communicator* communicator)
     throw Error(concat("the plan is for a mesh of ", mesh.nodes, " x ", mesh.local, " ranks, and runs on ",
                        present.nodes, " x ", present.local))
         .hint("plan for the mesh that runs it");
+  if (communicator == nullptr && !plan_.collectives.empty())
+    throw Error(concat("the plan has collectives over ", mesh.ranks(), " ranks, and runs alone"));
+  if (!plan_.collectives.empty() && !device.has_host_memory()) {
+    device_communicator_ = device.communicator(*communicator);
+    if (device_communicator_ == nullptr)
+      throw Error(concat("ranks cannot exchange the memory of the device '", device.name(), "'"))
+          .hint("one rank, or device cpu");
+    communicator_ = device_communicator_.get();
+  }
   allocate();
   compile();
 }
@@ -132,6 +141,7 @@ void Executor::compile() {
   for (size_t g = 0; g < plan_.graphs.size(); ++g) {
     const GraphPlan& graph = plan_.graphs[g];
     std::vector<Launch>& launches = launches_.emplace_back();
+    Captured& captured = captured_.emplace_back();
     std::vector<bool> is_waited_for(graph.steps.size(), false);
     for (size_t i = 0; i < graph.steps.size(); ++i) {
       const Step& step = graph.steps[i];
@@ -148,7 +158,10 @@ void Executor::compile() {
       }
       launch.waits_for_others = outliving.before(g, i);
       launch.outliving = outliving.number(g, i);
-      if (launch.outliving) outliving_[*launch.outliving] = {g, i};
+      if (launch.outliving) {
+        outliving_[*launch.outliving] = {g, i};
+        captured.is_impossible = true;
+      }
     }
     std::vector<size_t>& last = last_waits_.emplace_back();
     for (size_t i = 0; i < launches.size(); ++i)
@@ -158,11 +171,6 @@ void Executor::compile() {
 
 std::unique_ptr<Collective> Executor::prepare(const GraphPlan& graph, const Step& step) const {
   const CollectiveCall& call = plan_.collectives[step.collective];
-  if (communicator_ == nullptr)
-    throw Error(concat("the plan has a collective, ", step.name, ", and runs alone"));
-  if (!device_.has_host_memory())
-    throw Error(concat("ranks cannot exchange the memory of the device '", device_.name(), "' yet"))
-        .hint("one rank, or device cpu");
   return communicator_->prepare(call, concat(step.name, step.scope.empty() ? "" : " of " + step.scope,
                                              " (node ", step.node, " of graph ", graph.name, ")"));
 }
@@ -225,9 +233,31 @@ void Executor::run(std::string_view name, std::span<const Feed> feeds) {
 }
 
 void Executor::run_graph(size_t graph) {
+  Captured& captured = captured_[graph];
+  // Launch by launch at first: libraries make their choices when they first see a buffer.
+  if (captured.has_run && !captured.is_impossible && captured.launches == nullptr) {
+    captured.launches = device_.capture([&] { launch_all(graph, /*is_capture=*/true); });
+    captured.is_impossible = captured.launches == nullptr;
+  }
+  if (captured.launches == nullptr) {
+    launch_all(graph, /*is_capture=*/false);
+    captured.has_run = true;
+    return;
+  }
+  captured.launches->run(nullptr);
+  for (const Launch& launch : launches_[graph])
+    for (size_t other : launch.waits_for_others) outliving_[other].is_running = false;
+}
+
+// In a capture what may be running is waited for whether it is or not: it may be when the launches are
+// replayed.
+void Executor::launch_all(size_t graph, bool is_capture) {
   std::vector<Launch>& launches = launches_[graph];
   for (Launch& launch : launches) {
-    for (size_t other : launch.waits_for_others) finish(outliving_[other]);
+    for (size_t other : launch.waits_for_others) {
+      if (is_capture) outliving_[other].is_running = true;
+      finish(outliving_[other]);
+    }
     for (size_t wait : launch.waits) launches[wait].collective->wait();
     if (launch.collective != nullptr)
       launch.collective->start(launch.buffers.data());
@@ -238,45 +268,62 @@ void Executor::run_graph(size_t graph) {
   for (size_t wait : last_waits_[graph]) launches[wait].collective->wait();
 }
 
+void Executor::set_profiling(bool on, std::vector<LaunchSpan>* timeline) {
+  profiling_ = on;
+  timeline_ = timeline;
+  if (on && moments_ == nullptr) moments_ = device_.moments();
+}
+
 void Executor::run_timed(size_t graph) {
   std::vector<Launch>& launches = launches_[graph];
   ++timed_runs_;
-  int64_t begin = steady_nanoseconds();
+  moments_->mark();
   for (size_t i = 0; i < launches.size(); ++i) {
     Launch& launch = launches[i];
     for (size_t other : launch.waits_for_others) {
       Outliving& outliving = outliving_[other];
-      if (std::exchange(outliving.is_running, false))
-        begin = wait_timed(outliving.graph, outliving.launch, begin);
+      if (std::exchange(outliving.is_running, false)) wait_timed(outliving.graph, outliving.launch);
     }
-    for (size_t other : launch.waits) begin = wait_timed(graph, other, begin);
+    for (size_t other : launch.waits) wait_timed(graph, other);
     ++launch.runs;
     if (launch.collective != nullptr) {
+      if (launch.outliving) {  // its last run may be among what has been waited for
+        settle();
+        moments_->mark();
+      }
       launch.collective->start(launch.buffers.data());
     } else {
       launch.callable->run(launch.buffers.data());
-      device_.synchronize();
-      const int64_t end = steady_nanoseconds();
-      launch.seconds += static_cast<double>(end - begin) * 1e-9;
-      record(LaunchSpan::kKernel, graph, i, begin, end);
-      begin = end;
+      moments_->mark();
+      timed_.push_back({graph, i, /*is_wait=*/false});
     }
     if (launch.outliving) outliving_[*launch.outliving].is_running = true;
   }
-  for (size_t other : last_waits_[graph]) begin = wait_timed(graph, other, begin);
+  for (size_t other : last_waits_[graph]) wait_timed(graph, other);
+  settle();
 }
 
-int64_t Executor::wait_timed(size_t graph, size_t index, int64_t begin) {
-  Launch& launch = launches_[graph][index];
-  launch.collective->wait();
-  const int64_t end = steady_nanoseconds();
-  launch.seconds += static_cast<double>(end - begin) * 1e-9;
-  record(LaunchSpan::kWait, graph, index, begin, end);
-  const CommunicationSpan communication = launch.collective->last_run();
-  launch.communication_seconds += communication.seconds();
-  launch.bytes_sent += communication.bytes_sent;
-  record(LaunchSpan::kCommunication, graph, index, communication.begin, communication.end);
-  return end;
+void Executor::wait_timed(size_t graph, size_t launch) {
+  launches_[graph][launch].collective->wait();
+  moments_->mark();
+  timed_.push_back({graph, launch, /*is_wait=*/true});
+}
+
+void Executor::settle() {
+  const std::vector<int64_t> moments = moments_->take();
+  for (size_t i = 0; i < timed_.size(); ++i) {
+    const Timed& timed = timed_[i];
+    Launch& launch = launches_[timed.graph][timed.launch];
+    const int64_t begin = moments[i], end = moments[i + 1];
+    launch.seconds += static_cast<double>(end - begin) * 1e-9;
+    record(timed.is_wait ? LaunchSpan::kWait : LaunchSpan::kKernel, timed.graph, timed.launch, begin, end);
+    if (!timed.is_wait) continue;
+    const CommunicationSpan communication = launch.collective->last_run();
+    launch.communication_seconds += communication.seconds();
+    launch.bytes_sent += communication.bytes_sent;
+    record(LaunchSpan::kCommunication, timed.graph, timed.launch, communication.begin, communication.end);
+  }
+  timed_.clear();
 }
 
 void Executor::record(LaunchSpan::Kind kind, size_t graph, size_t launch, int64_t begin, int64_t end) {
@@ -308,11 +355,13 @@ void Executor::finish(Outliving& outliving) const {
 }
 
 void Executor::finish() {
+  if (profiling_) moments_->mark();
   for (Outliving& outliving : outliving_)
     if (profiling_ && std::exchange(outliving.is_running, false))
-      wait_timed(outliving.graph, outliving.launch, steady_nanoseconds());
+      wait_timed(outliving.graph, outliving.launch);
     else
       finish(outliving);
+  if (profiling_) settle();
   device_.synchronize();
 }
 

@@ -57,14 +57,19 @@ struct LaunchSpan {
 class Executor {
  public:
   // Compiles and allocates; states start as zeros. Device and communicator must outlive the executor; a plan
-  // with collectives needs a communicator of its mesh. Throws Error if a kernel does not compile, memory
-  // does not suffice or the meshes differ.
+  // with collectives needs a communicator of its mesh, for the memory of hosts: a device with memory of its
+  // own brings one for that. Throws Error if a kernel does not compile, memory does not suffice or the meshes
+  // differ.
   Executor(Plan plan, Device& device, Communicator* communicator = nullptr);
 
   // Runs one graph. Collectives that nothing in it waits for and that use no memory but that of states may
   // still be running when it returns; what touches these states waits for them. `feeds` gives every input of
   // the graph, in any order, and no others. Throws Error naming the input, with both types, or the place of
   // the value that is out of range; then nothing has been computed.
+  //
+  // Once a graph has run, a device that can (Device::capture) is given all its launches as one. Not so while
+  // they are timed, nor those of a graph with collectives that may outlive it, which have to be waited for at
+  // the end of a capture: such a graph has little else to launch.
   void run(std::string_view graph, std::span<const Feed> feeds);
   // Returns when no launch is running any more, nor a collective. Throws Error as they do.
   void finish();
@@ -90,6 +95,7 @@ class Executor {
   bool has_graph(std::string_view name) const;
   // Of the mesh that runs the plan together; 0 where there is one.
   int64_t rank() const { return communicator_ == nullptr ? 0 : communicator_->rank(); }
+  // The one that its collectives use.
   Communicator* communicator() const { return communicator_; }
   const CompileStatistics& compile_statistics() const { return statistics_; }
   int64_t arena_bytes() const { return arena_bytes_; }
@@ -97,10 +103,7 @@ class Executor {
 
   // From now on every launch is timed. It is appended to `timeline` as well, if there is one, until that
   // has reached its capacity: a run allocates nothing. The timeline must outlive the runs.
-  void set_profiling(bool on, std::vector<LaunchSpan>* timeline = nullptr) {
-    profiling_ = on;
-    timeline_ = timeline;
-  }
+  void set_profiling(bool on, std::vector<LaunchSpan>* timeline = nullptr);
   // From now on launches run one by one: collectives start on all ranks at the same moment and are waited for
   // at once. What each takes by itself is StepTime::alone_seconds.
   void set_one_by_one(bool on) { one_by_one_ = on; }
@@ -126,6 +129,17 @@ class Executor {
     size_t graph = 0, launch = 0;
     bool is_running = false;
   };
+  // All launches of a graph as one.
+  struct Captured {
+    bool has_run = false;  // launch by launch
+    bool is_impossible = false;
+    std::unique_ptr<Callable> launches;
+  };
+  // A launch that has been timed, or what was waited for: between the moment before and its own.
+  struct Timed {
+    size_t graph = 0, launch = 0;
+    bool is_wait = false;
+  };
   struct DeviceFree {
     Device* device;
     void operator()(void* memory) const { device->free(memory); }
@@ -142,16 +156,19 @@ class Executor {
   void* state_address(const std::string& name, int64_t offset, int64_t bytes) const;
   void copy_inputs(const GraphPlan& graph, std::span<const Feed> feeds);
   void run_graph(size_t graph);
+  void launch_all(size_t graph, bool is_capture);
   void run_timed(size_t graph);
   void run_one_by_one(size_t graph);
   void finish(Outliving& outliving) const;
-  // Both times in nanoseconds of the steady clock; returns when the wait ended.
-  int64_t wait_timed(size_t graph, size_t launch, int64_t begin);
+  void wait_timed(size_t graph, size_t launch);
+  // Waits for what has been timed and adds it to the profile.
+  void settle();
   void record(LaunchSpan::Kind kind, size_t graph, size_t launch, int64_t begin, int64_t end);
   std::unique_ptr<Collective> prepare(const GraphPlan& graph, const Step& step) const;
 
   Plan plan_;
   Device& device_;
+  std::unique_ptr<Communicator> device_communicator_;  // null: the one that was given
   Communicator* communicator_;
   DeviceMemory arena_;
   DeviceMemory states_;
@@ -164,12 +181,15 @@ class Executor {
   std::vector<std::unique_ptr<Collective>> collectives_;  // by step, since several of one kind may be running
   std::vector<std::vector<Launch>> launches_;             // by graph
   std::vector<std::vector<size_t>> last_waits_;           // by graph: launches to wait for at its end
+  std::vector<Captured> captured_;                        // by graph
   mutable std::vector<Outliving> outliving_;              // in the order of their starts
   CompileStatistics statistics_;
   const GraphPlan* last_run_ = nullptr;
   bool profiling_ = false;
   bool one_by_one_ = false;
   int64_t timed_runs_ = 0;
+  std::unique_ptr<Moments> moments_;  // while profiling
+  std::vector<Timed> timed_;
   std::vector<LaunchSpan>* timeline_ = nullptr;
 };
 

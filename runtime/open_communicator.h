@@ -8,8 +8,9 @@
 
 namespace kumi {
 
-// This process' rank of the job. `local`: ranks a node, instead of those that share a machine. The plugin
-// libkumi_mpi.so exports
+// This process' rank of the job: of an MPI job if an MPI's launcher has started it, else of one that the
+// environment gives the address of (runtime/job_address.h). `local`: ranks a node, instead of those that
+// share a machine. The plugin libkumi_mpi.so exports
 //   extern "C" kumi::Communicator* kumi_open_communicator(int64_t local /* 0: as launched */,
 //                                                         const kumi::CommunicatorOptions&);
 // Throws Error if there is none, if the launcher has started more processes than its MPI knows of, or if the

@@ -41,7 +41,6 @@ class Loop {
     report.grad_norm = executor_.scalar_output("grad_norm");
     report.learning_rate = executor_.scalar_output("lr");
     report.tokens = static_cast<int64_t>(tokens_.size()) * options_.accumulation * ranks();
-    make_replicas(executor_);
     report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     // The same on all ranks, since both numbers are.
     if (!std::isfinite(report.loss))
@@ -127,6 +126,8 @@ TrainingEnd train(Executor& executor, BatchSource& batches, const TrainingOption
     loop.check_skipped(report);
     is_last = done == options.steps || loop.is_out_of_batches();
     const bool stop = !is_last && hooks.should_stop && hooks.should_stop();
+    // Only now: what the ranks tell each other would wait for these gathers, which the next step need not.
+    make_replicas(executor);
     const bool is_due = options.checkpoint_every > 0 && done % options.checkpoint_every == 0;
     if (hooks.save && done != saved && (is_last || stop || is_due)) {
       hooks.save(done);

@@ -19,8 +19,8 @@ class AttentionLibrary {
   virtual std::unique_ptr<Callable> attention(const AttentionCall& call) = 0;
 };
 
-// Its gradient is not the same bits each time, and only made where KUMI_CUDNN=all asks for it. Throws Error if
-// it is missing, too old, made for a newer CUDA than the driver's, or unwanted (KUMI_CUDNN=0).
+// Its gradient is not the same bits each time, and only made where KUMI_CUDNN=all asks for it. Throws Error
+// if it is missing, too old, made for a newer CUDA than the driver's, or unwanted (KUMI_CUDNN=0).
 std::unique_ptr<AttentionLibrary> open_cudnn(std::shared_ptr<const CudaContext> context);
 
 }  // namespace kumi

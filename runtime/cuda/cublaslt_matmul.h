@@ -28,6 +28,7 @@ class CublasLt {
   CublasLt& operator=(const CublasLt&) = delete;
 
   const CudaContext& context() const { return *context_; }
+  const std::shared_ptr<const CudaContext>& shared_context() const { return context_; }
   const CublasLtFunctions& functions() const { return functions_; }
   cublasLtHandle_t handle() const { return handle_; }
   const KernelCache& cache() const { return cache_; }

@@ -55,10 +55,10 @@ CudaContext::CudaContext(int index)
                        " or later; this one is of ", version_text(driver_version_)))
         .hint("install a newer NVIDIA driver");
   check_start(driver_.cuInit(0), "start the driver");
-  int count = 0;
-  check_start(driver_.cuDeviceGetCount(&count), "count the GPUs");
-  if (count == 0) throw Error("the device 'cuda' needs a GPU, and the driver shows none").hint(of_visible);
-  check_start(driver_.cuDeviceGet(&device_, index % count), "open a GPU");
+  check_start(driver_.cuDeviceGetCount(&device_count_), "count the GPUs");
+  if (device_count_ == 0)
+    throw Error("the device 'cuda' needs a GPU, and the driver shows none").hint(of_visible);
+  check_start(driver_.cuDeviceGet(&device_, index % device_count_), "open a GPU");
 
   char name[256] = {};
   check_start(driver_.cuDeviceGetName(name, sizeof name - 1, device_), "ask the GPU for its name");
@@ -70,7 +70,7 @@ CudaContext::CudaContext(int index)
   check(driver_.cuDevicePrimaryCtxRetain(&context_, device_), "be opened");
   try {
     make_current();
-    check(driver_.cuStreamCreate(&stream_, CU_STREAM_NON_BLOCKING), "make a stream");
+    make_streams();
   } catch (const Error&) {
     driver_.cuDevicePrimaryCtxRelease(device_);
     throw;
@@ -79,8 +79,23 @@ CudaContext::CudaContext(int index)
 
 CudaContext::~CudaContext() {
   try_make_current();
-  driver_.cuStreamDestroy(stream_);
+  for (CUstream stream : streams_) driver_.cuStreamDestroy(stream);
   driver_.cuDevicePrimaryCtxRelease(device_);
+}
+
+// Collectives have few blocks, for which other ranks wait: they go before those of kernels.
+void CudaContext::make_streams() {
+  int least = 0, greatest = 0;
+  check(driver_.cuCtxGetStreamPriorityRange(&least, &greatest), "tell the priorities of streams");
+  for (CUstream& stream : streams_) {
+    const CUresult made = driver_.cuStreamCreateWithPriority(&stream, CU_STREAM_NON_BLOCKING,
+                                                             &stream == streams_.data() ? least : greatest);
+    if (made == CUDA_SUCCESS) continue;
+    stream = nullptr;
+    for (CUstream other : streams_)
+      if (other != nullptr) driver_.cuStreamDestroy(other);
+    fail(made, "make a stream");
+  }
 }
 
 std::string CudaContext::description() const {
@@ -111,9 +126,46 @@ void CudaContext::fail(CUresult result, const std::string& what) const {
   throw failure;
 }
 
+void CudaContext::wait_for(CUstream stream) const {
+  check(driver_.cuStreamSynchronize(stream), "complete what is queued");
+  check_failure();
+}
+
 void CudaContext::synchronize() const {
   make_current();
-  check(driver_.cuStreamSynchronize(stream_), "complete what is queued");
+  for (CUstream stream : streams_) wait_for(stream);
+}
+
+void CudaContext::begin_capture() {
+  make_current();
+  check(driver_.cuStreamBeginCapture(stream(), CU_STREAM_CAPTURE_MODE_THREAD_LOCAL), "begin a graph");
+  is_capturing_ = true;
+  ++captures_;
+  actions_.clear();
+  joined_.clear();
+}
+
+CUgraph CudaContext::end_capture() {
+  is_capturing_ = false;
+  for (CUstream other : joined_) {
+    CUevent end = nullptr;
+    check(driver_.cuEventCreate(&end, CU_EVENT_DISABLE_TIMING), "make an event");
+    const CUresult recorded = driver_.cuEventRecord(end, other);
+    const CUresult waited = driver_.cuStreamWaitEvent(stream(), end, CU_EVENT_WAIT_DEFAULT);
+    driver_.cuEventDestroy(end);
+    check(recorded, "record an event");
+    check(waited, "have a stream wait for another");
+  }
+  CUgraph graph = nullptr;
+  check(driver_.cuStreamEndCapture(stream(), &graph), "complete a graph");
+  return graph;
+}
+
+void CudaContext::on_each_run(std::function<void()> action) {
+  if (is_capturing_)
+    actions_.push_back(std::move(action));
+  else
+    action();
 }
 
 void* CudaContext::allocate(size_t bytes) const {
@@ -122,7 +174,7 @@ void* CudaContext::allocate(size_t bytes) const {
   const size_t wanted = std::max<size_t>(bytes, 1);
   check(driver_.cuMemAlloc(&memory, wanted), "allocate ", bytes_text(static_cast<int64_t>(bytes)));
   void* const result = reinterpret_cast<void*>(memory);
-  const CUresult cleared = driver_.cuMemsetD8Async(memory, 0, wanted, stream_);
+  const CUresult cleared = driver_.cuMemsetD8Async(memory, 0, wanted, stream());
   if (cleared != CUDA_SUCCESS) free(result);
   check(cleared, "clear ", bytes_text(static_cast<int64_t>(bytes)));
   return result;
@@ -146,17 +198,18 @@ void CudaContext::free(void* memory) const noexcept {
 void CudaContext::copy_from_host(void* device_memory, const void* host_memory, size_t bytes) const {
   if (bytes == 0) return;
   make_current();
-  check(driver_.cuMemcpyHtoDAsync(address_of(device_memory), host_memory, bytes, stream_), "take ",
+  check(driver_.cuMemcpyHtoDAsync(address_of(device_memory), host_memory, bytes, stream()), "take ",
         bytes_text(static_cast<int64_t>(bytes)));
-  check(driver_.cuStreamSynchronize(stream_), "take ", bytes_text(static_cast<int64_t>(bytes)));
+  check(driver_.cuStreamSynchronize(stream()), "take ", bytes_text(static_cast<int64_t>(bytes)));
 }
 
 void CudaContext::copy_to_host(void* host_memory, const void* device_memory, size_t bytes) const {
   if (bytes == 0) return;
   make_current();
-  check(driver_.cuMemcpyDtoHAsync(host_memory, address_of(device_memory), bytes, stream_), "give ",
+  check(driver_.cuMemcpyDtoHAsync(host_memory, address_of(device_memory), bytes, stream()), "give ",
         bytes_text(static_cast<int64_t>(bytes)));
-  check(driver_.cuStreamSynchronize(stream_), "give ", bytes_text(static_cast<int64_t>(bytes)));
+  check(driver_.cuStreamSynchronize(stream()), "give ", bytes_text(static_cast<int64_t>(bytes)));
+  check_failure();
 }
 
 }  // namespace kumi

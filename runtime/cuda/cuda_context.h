@@ -1,13 +1,18 @@
-// One GPU as this process uses it: the driver's functions, the context, the stream that all work of a rank is
-// queued on, memory, and errors that say what was being done.
+// One GPU as this process uses it: the driver's functions, the context, the streams that the work of a rank
+// is queued on, memory, and errors that say what was being done.
 //
-// What is queued runs in order, beside the calling thread. An error of a kernel therefore comes to light in a
-// later call.
+// What is queued on a stream runs in order, beside the calling thread and the other streams, which are joined
+// by events (runtime/cuda/cuda_event.h). An error of a kernel therefore comes to light in a later call.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <set>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "graph/error.h"
 #include "runtime/cuda/driver.h"
@@ -24,7 +29,12 @@ class CudaContext {
   CudaContext& operator=(const CudaContext&) = delete;
 
   const CudaDriver& driver() const { return driver_; }
-  CUstream stream() const { return stream_; }
+  CUstream stream() const { return streams_[0]; }  // of all that computes, and of copies
+  // Of collectives: one for those that bring together and one for those that add up, which run beside each
+  // other.
+  CUstream gather_stream() const { return streams_[1]; }
+  CUstream reduce_stream() const { return streams_[2]; }
+  int device_count() const { return device_count_; }              // GPUs that the driver shows
   int driver_version() const { return driver_version_; }          // 13000 for CUDA 13.0
   int compute_capability() const { return compute_capability_; }  // 90 for 9.0
   const std::string& name() const { return name_; }               // "NVIDIA H100 80GB HBM3"
@@ -43,8 +53,33 @@ class CudaContext {
 
   // What follows makes the context current by itself.
 
-  // Waits for all that is queued.
+  // Waits for all that is queued. As all that waits, throws Error if what was waited for has failed in a way
+  // that the driver does not know of (set_failure_check).
   void synchronize() const;
+
+  // Called when the host has waited; throws Error with what has failed.
+  void set_failure_check(std::function<void()> check) { failure_check_ = std::move(check); }
+  // As it is, for what does not wait.
+  void check_failure() const {
+    if (failure_check_) failure_check_();
+  }
+
+  // From now to end_capture() nothing is executed: what is queued on the compute stream, and on others that
+  // wait for it, is put together in a graph.
+  void begin_capture();
+  // The graph, which is the caller's. Throws Error if it is not complete, as when another stream has not been
+  // waited for.
+  CUgraph end_capture();
+  bool is_capturing() const { return is_capturing_; }
+  // In a capture: what is queued on the stream by its end, which has waited for the compute stream, belongs
+  // to the graph.
+  bool join_at_end(CUstream stream) { return joined_.insert(stream).second; }
+  // The captures that have begun so far.
+  int64_t captures() const { return captures_; }
+  // `action` is called now, or, in a capture, before each time that its graph is launched.
+  void on_each_run(std::function<void()> action);
+  // Of the capture that has ended.
+  std::vector<std::function<void()>> take_actions() { return std::move(actions_); }
 
   // Zeroed when something queued later reads it; aligned to 256 bytes. Throws Error with the size and what is
   // free.
@@ -61,6 +96,8 @@ class CudaContext {
  private:
   [[noreturn]] void fail(CUresult result, const std::string& what) const;
   int attribute(CUdevice_attribute which) const;
+  void make_streams();
+  void wait_for(CUstream stream) const;
 
   SharedLibrary library_;
   CudaDriver driver_;
@@ -71,7 +108,13 @@ class CudaContext {
   size_t memory_bytes_ = 0;
   CUdevice device_ = 0;
   CUcontext context_ = nullptr;
-  CUstream stream_ = nullptr;
+  std::array<CUstream, 3> streams_ = {};
+  int device_count_ = 0;
+  std::function<void()> failure_check_;
+  bool is_capturing_ = false;
+  int64_t captures_ = 0;
+  std::set<CUstream> joined_;                   // of the capture
+  std::vector<std::function<void()>> actions_;  // likewise
 };
 
 // The driver takes addresses as numbers.

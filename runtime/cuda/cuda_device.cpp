@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
-#include <limits>
 #include <map>
 #include <string_view>
 #include <thread>
@@ -11,92 +10,21 @@
 
 #include "codegen/cuda/cuda_compiler.h"
 #include "codegen/cuda/nvrtc_compiler.h"
-#include "codegen/cuda/occupancy.h"
 #include "graph/error.h"
 #include "runtime/cuda/attention_library.h"
 #include "runtime/cuda/bias_kernel.h"
+#include "runtime/cuda/count_kernel.h"
 #include "runtime/cuda/cublaslt_matmul.h"
 #include "runtime/cuda/cuda_context.h"
+#include "runtime/cuda/cuda_graph.h"
+#include "runtime/cuda/cuda_kernel.h"
+#include "runtime/cuda/cuda_moments.h"
 #include "runtime/cuda/matmul_layout.h"
+#include "runtime/cuda/nccl_communicator.h"
+#include "runtime/cuda/pinned_memory.h"
 
 namespace kumi {
 namespace {
-
-// A cubin on the GPU.
-class CudaModule {
- public:
-  CudaModule(std::shared_ptr<const CudaContext> context, const std::string& cubin, const std::string& name)
-      : context_(std::move(context)) {
-    context_->make_current();
-    context_->check(context_->driver().cuModuleLoadData(&module_, cubin.data()), "load the kernel '", name,
-                    "'");
-  }
-  ~CudaModule() {
-    context_->try_make_current();
-    context_->driver().cuModuleUnload(module_);  // fails without consequence where the context is lost
-  }
-  CudaModule(const CudaModule&) = delete;
-  CudaModule& operator=(const CudaModule&) = delete;
-
-  const CudaContext& context() const { return *context_; }
-  CUfunction function(const std::string& symbol, const std::string& name) const {
-    CUfunction function = nullptr;
-    context_->check(context_->driver().cuModuleGetFunction(&function, module_, symbol.c_str()),
-                    "find the function ", symbol, " of the kernel '", name, "'");
-    return function;
-  }
-
- private:
-  std::shared_ptr<const CudaContext> context_;
-  CUmodule module_ = nullptr;
-};
-
-class CudaKernel : public Callable {
- public:
-  CudaKernel(const Kernel& kernel, std::shared_ptr<const CudaModule> module)
-      : name_(kernel.name), module_(std::move(module)) {
-    for (const KernelPhase& phase : kernel.phases) {
-      if (phase.extent <= 0) continue;
-      if (phase.blocks < 1 || phase.blocks > std::numeric_limits<int32_t>::max() || phase.threads < 1 ||
-          phase.threads > MultiprocessorLimits::kThreadsPerBlock)
-        throw Error(concat("the kernel '", name_, "' cannot be launched on CUDA: its phase ", phase.symbol,
-                           " has ", phase.blocks, " blocks of ", phase.threads, " threads"));
-      const CUfunction function = module_->function(phase.symbol, name_);
-      if (phase.shared_bytes > 0) allow_shared(function, phase.shared_bytes);
-      launches_.push_back({function, static_cast<unsigned>(phase.blocks),
-                           static_cast<unsigned>(phase.threads), static_cast<unsigned>(phase.shared_bytes)});
-    }
-  }
-
-  void run(void* const* buffers) override {
-    const CudaContext& context = module_->context();
-    context.make_current();
-    // The one parameter is the array of addresses, by value.
-    void* parameters[] = {const_cast<void**>(buffers)};
-    for (const Launch& launch : launches_)
-      context.check(
-          context.driver().cuLaunchKernel(launch.function, launch.blocks, 1, 1, launch.threads, 1, 1,
-                                          launch.shared_bytes, context.stream(), parameters, nullptr),
-          "start the kernel '", name_, "'");
-  }
-
- private:
-  // Without being asked a GPU gives a block 48 KiB.
-  void allow_shared(CUfunction function, int64_t bytes) const {
-    const CudaContext& context = module_->context();
-    context.check(context.driver().cuFuncSetAttribute(
-                      function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, static_cast<int>(bytes)),
-                  "give the kernel '", name_, "' ", bytes, " bytes of shared memory a block");
-  }
-
-  struct Launch {
-    CUfunction function = nullptr;
-    unsigned blocks = 0, threads = 0, shared_bytes = 0;
-  };
-  std::string name_;
-  std::shared_ptr<const CudaModule> module_;
-  std::vector<Launch> launches_;
-};
 
 // One after the other, with the same buffers but for those that the second does not take.
 class BiasThenMatmul : public Callable {
@@ -128,6 +56,8 @@ class CudaDevice : public Device {
     architecture_ = cuda_architecture(context_->compute_capability(), compiler_->compute_capabilities());
     const char* tf32 = getenv("KUMI_TF32");
     precision_.tf32 = tf32 != nullptr && std::string_view(tf32) == "1";
+    const char* graphs = getenv("KUMI_CUDA_GRAPHS");
+    makes_graphs_ = graphs == nullptr || std::string_view(graphs) != "0";
   }
 
   std::string name() const override { return "cuda"; }
@@ -147,7 +77,10 @@ class CudaDevice : public Device {
   }
   void free(void* memory) override { context_->free(memory); }
   void copy_from_host(void* device_memory, const void* host_memory, size_t bytes) override {
-    context_->copy_from_host(device_memory, host_memory, bytes);
+    if (bytes == 0) return;
+    context_->make_current();
+    if (uploads_ == nullptr) uploads_ = std::make_unique<UploadRing>(context_);
+    uploads_->copy(device_memory, host_memory, bytes);
   }
   void synchronize() override { context_->synchronize(); }
   void copy_to_host(void* host_memory, const void* device_memory, size_t bytes) override {
@@ -207,15 +140,31 @@ class CudaDevice : public Device {
     return nullptr;
   }
 
+  std::unique_ptr<Communicator> communicator(Communicator& hosts) override {
+    const Kernel count = count_kernel();
+    const std::shared_ptr<const CudaBinary> binary =
+        compiler_->compile({count}, architecture_, nullptr).front();
+    auto module = std::make_shared<CudaModule>(context_, binary->cubin, count.name);
+    return make_nccl_communicator(context_, std::make_shared<CudaKernel>(count, std::move(module)), hosts);
+  }
+
+  std::unique_ptr<Moments> moments() override { return make_cuda_moments(context_); }
+
+  std::unique_ptr<Callable> capture(const std::function<void()>& launches) override {
+    return makes_graphs_ ? capture_cuda_graph(context_, launches) : nullptr;
+  }
+
  private:
   std::unique_ptr<Callable> add_bias(const MatmulCall& call) {
     return std::move(compile({bias_kernel(call)}, nullptr).front());
   }
 
-  std::shared_ptr<const CudaContext> context_;
+  std::shared_ptr<CudaContext> context_;
   std::unique_ptr<CudaCompiler> compiler_;
   std::string architecture_;
   MatmulPrecision precision_;
+  bool makes_graphs_ = true;
+  std::unique_ptr<UploadRing> uploads_;          // from the first copy on
   std::shared_ptr<const CublasLt> cublaslt_;     // from the first product on
   std::unique_ptr<AttentionLibrary> attention_;  // from the first attention on, if there is one
   std::string no_attention_;                     // why a kernel does it, the first time that one does

@@ -1,5 +1,5 @@
-// The CUDA device: kernels compiled by NVRTC, matrix products by cuBLASLt, all queued in order on one stream
-// of one GPU.
+// The CUDA device: kernels compiled by NVRTC and matrix products by cuBLASLt, queued in order on one stream
+// of one GPU; collectives by NCCL on streams beside it.
 #pragma once
 
 #include <memory>

@@ -20,17 +20,27 @@ namespace kumi {
   F(cuDevicePrimaryCtxRetain)    \
   F(cuDevicePrimaryCtxRelease)   \
   F(cuCtxSetCurrent)             \
+  F(cuCtxGetStreamPriorityRange) \
   F(cuMemGetInfo)                \
   F(cuMemAlloc)                  \
   F(cuMemFree)                   \
+  F(cuMemHostAlloc)              \
+  F(cuMemFreeHost)               \
   F(cuMemsetD8Async)             \
   F(cuMemcpyHtoDAsync)           \
   F(cuMemcpyDtoHAsync)           \
   F(cuMemcpyDtoDAsync)           \
   F(cuMemcpy2DAsync)             \
-  F(cuStreamCreate)              \
+  F(cuStreamCreateWithPriority)  \
   F(cuStreamDestroy)             \
   F(cuStreamSynchronize)         \
+  F(cuStreamWaitEvent)           \
+  F(cuStreamBeginCapture)        \
+  F(cuStreamEndCapture)          \
+  F(cuGraphInstantiate)          \
+  F(cuGraphLaunch)               \
+  F(cuGraphExecDestroy)          \
+  F(cuGraphDestroy)              \
   F(cuEventCreate)               \
   F(cuEventDestroy)              \
   F(cuEventRecord)               \

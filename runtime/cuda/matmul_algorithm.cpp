@@ -9,6 +9,8 @@
 #include <string_view>
 #include <vector>
 
+#include "runtime/cuda/cuda_event.h"
+
 namespace kumi {
 namespace {
 
@@ -124,33 +126,22 @@ class TrialMemory {
 
 class Stopwatch {
  public:
-  explicit Stopwatch(const CudaContext& context) : context_(context) {
-    for (CUevent& event : events_)
-      context.check(context.driver().cuEventCreate(&event, CU_EVENT_DEFAULT), "make an event");
-  }
-  ~Stopwatch() {
-    for (CUevent event : events_)
-      if (event != nullptr) context_.driver().cuEventDestroy(event);
-  }
-  Stopwatch(const Stopwatch&) = delete;
-  Stopwatch& operator=(const Stopwatch&) = delete;
+  explicit Stopwatch(std::shared_ptr<const CudaContext> context)
+      : context_(context), begin_(context, /*timed=*/true), end_(context, /*timed=*/true) {}
 
   // Of what `work` queues.
   template <typename Work>
   float milliseconds(const Work& work) {
-    const CudaDriver& driver = context_.driver();
-    context_.check(driver.cuEventRecord(events_[0], context_.stream()), "record an event");
+    begin_.record(context_->stream());
     work();
-    context_.check(driver.cuEventRecord(events_[1], context_.stream()), "record an event");
-    context_.check(driver.cuEventSynchronize(events_[1]), "complete a matrix product");
-    float time = 0;
-    context_.check(driver.elapsed_time(&time, events_[0], events_[1]), "tell a time");
-    return time;
+    end_.record(context_->stream());
+    end_.wait();
+    return end_.milliseconds_since(begin_);
   }
 
  private:
-  const CudaContext& context_;
-  CUevent events_[2] = {};
+  std::shared_ptr<const CudaContext> context_;
+  CudaEvent begin_, end_;
 };
 
 // The fastest of the candidates, or nothing if there is no memory to measure in.
@@ -166,7 +157,7 @@ std::optional<cublasLtMatmulAlgo_t> fastest(const CublasLt& library, const Descr
                   "take a bias");
   }
   const float one = 1, beta = matmul.accumulate ? 1 : 0;
-  Stopwatch stopwatch(library.context());
+  Stopwatch stopwatch(library.shared_context());
   float best_time = std::numeric_limits<float>::infinity();
   std::optional<cublasLtMatmulAlgo_t> best;
   for (const cublasLtMatmulAlgo_t& candidate : candidates) {

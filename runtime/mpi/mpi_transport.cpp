@@ -13,6 +13,7 @@
 #include "runtime/exchange_communicator.h"
 #include "runtime/launcher.h"
 #include "runtime/open_communicator.h"
+#include "runtime/ranks_on_hosts.h"
 
 namespace kumi {
 namespace {
@@ -87,29 +88,11 @@ class MpiTransport : public Transport {
 
   // Ranks a node as launched: the same on all nodes, and ranks of a node follow each other.
   int64_t launched_local() const {
-    struct Place {
-      int first, count;
-    };
-    const Place own{first_on_host_, on_host_};
-    std::vector<Place> all(static_cast<size_t>(ranks_));
-    check(MPI_Allgather(&own, 2, MPI_INT, all.data(), 2, MPI_INT, MPI_COMM_WORLD), "MPI_Allgather");
-    for (int rank = 0; rank < ranks_; ++rank) {
-      const Place& place = all[static_cast<size_t>(rank)];
-      if (place.count != on_host_)
-        throw Error(concat("rank ", rank, " shares its machine with ", place.count - 1, " others, rank ",
-                           rank_, " with ", on_host_ - 1))
-            .expected("as many ranks on each machine")
-            .hint(
-                "say so to the launcher (mpirun --map-by ppr:8:node, srun --ntasks-per-node=8), or set "
-                "mesh.local");
-      if (place.first != rank / on_host_ * on_host_)
-        throw Error(concat("the ranks on the machine of rank ", rank, " do not follow each other"))
-            .expected("ranks placed node by node")
-            .hint(
-                "say so to the launcher (mpirun --map-by ppr:8:node, srun --distribution=block), or set "
-                "mesh.local");
-    }
-    return on_host_;
+    const HostRanks own{first_on_host_, on_host_};
+    std::vector<HostRanks> all(static_cast<size_t>(ranks_));
+    check(MPI_Allgather(&own, sizeof own, MPI_BYTE, all.data(), sizeof own, MPI_BYTE, MPI_COMM_WORLD),
+          "MPI_Allgather");
+    return ranks_a_host(all);
   }
 
   void post(std::span<Transfer> transfers) override {

@@ -198,28 +198,31 @@ FAKE cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t produc
     return CUBLAS_STATUS_INVALID_VALUE;
   const double scale = *static_cast<const float*>(alpha), keep = *static_cast<const float*>(beta);
   FakeStream* const stream = reinterpret_cast<FakeStream*>(stream_handle);
-  stream->queued.push_back([=] {
-    stream->milliseconds += number == 1 ? 2.0f : 1.0f;
-    auto batch_of = [](const FakeLayout& x) {
-      return get(x.attributes, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, int32_t{1});
-    };
-    auto at = [](const FakeLayout& x, int64_t batch, int64_t i, int64_t j) {
-      return batch * get(x.attributes, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, int64_t{0}) + i +
-             j * x.leading_dimension;
-    };
-    for (int64_t batch = 0; batch < batch_of(d_layout); ++batch)
-      for (int64_t j = 0; j < n; ++j)
-        for (int64_t i = 0; i < m; ++i) {
-          double sum = 0;
-          for (int64_t l = 0; l < k; ++l)
-            sum += read(a, a_layout.type, a_turned ? at(a_layout, batch, l, i) : at(a_layout, batch, i, l)) *
-                   read(b, b_layout.type, b_turned ? at(b_layout, batch, j, l) : at(b_layout, batch, l, j));
-          const int64_t place = at(d_layout, batch, i, j);
-          double value = scale * sum;
-          if (keep != 0) value += keep * read(d, d_layout.type, place);
-          if (bias != nullptr) value += read(bias, d_layout.type, i);
-          write(d, d_layout.type, place, value);
-        }
-  });
+  const std::lock_guard lock(fake_mutex());
+  fake_queue(
+      stream, {[=] {
+        fake_clock(stream) += number == 1 ? 2.0f : 1.0f;
+        auto batch_of = [](const FakeLayout& x) {
+          return get(x.attributes, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, int32_t{1});
+        };
+        auto at = [](const FakeLayout& x, int64_t batch, int64_t i, int64_t j) {
+          return batch * get(x.attributes, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, int64_t{0}) + i +
+                 j * x.leading_dimension;
+        };
+        for (int64_t batch = 0; batch < batch_of(d_layout); ++batch)
+          for (int64_t j = 0; j < n; ++j)
+            for (int64_t i = 0; i < m; ++i) {
+              double sum = 0;
+              for (int64_t l = 0; l < k; ++l)
+                sum +=
+                    read(a, a_layout.type, a_turned ? at(a_layout, batch, l, i) : at(a_layout, batch, i, l)) *
+                    read(b, b_layout.type, b_turned ? at(b_layout, batch, j, l) : at(b_layout, batch, l, j));
+              const int64_t place = at(d_layout, batch, i, j);
+              double value = scale * sum;
+              if (keep != 0) value += keep * read(d, d_layout.type, place);
+              if (bias != nullptr) value += read(bias, d_layout.type, i);
+              write(d, d_layout.type, place, value);
+            }
+      }});
   return CUBLAS_STATUS_SUCCESS;
 }

@@ -16,6 +16,7 @@
 #include <cstring>
 #include <limits>
 #include <map>
+#include <mutex>
 #include <memory>
 #include <set>
 #include <string>
@@ -666,7 +667,8 @@ FAKE cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle, cudnnBackendDescrip
     if (!tensor.is_virtual && addresses.count(id) == 0)
       return fail(CUDNN_STATUS_BAD_PARAM, "the address of " + std::to_string(id) + " is missing");
   fake_log("cudnn " + std::to_string(operations->size()) + " operations");
-  reinterpret_cast<Handle*>(handle)->stream->queued.push_back(
-      [operations, addresses, scalars] { Run(*operations, addresses).run(); });
+  const std::lock_guard lock(fake_mutex());
+  fake_queue(reinterpret_cast<Handle*>(handle)->stream,
+             {[operations, addresses, scalars] { Run(*operations, addresses).run(); }});
   return CUDNN_STATUS_SUCCESS;
 }

@@ -1,28 +1,30 @@
 // A driver of CUDA without a GPU, for tests of the CUDA device: memory is the host's, work is queued and done
-// only when it is waited for, a context has to be current, and what is called is logged. It runs no code of
-// kernels, but knows two by their names: add_one_0 and double_0, which work on the floats of their first
-// buffer.
+// only when it is waited for (fake_stream.h), a context has to be current, and what is called is logged. It
+// runs no code of kernels, but knows some by their names: add_one_0 and double_0, which work on the floats of
+// their first buffer, and count_0.
 //
-// Environment: FAKE_CUDA_DEVICES, FAKE_CUDA_MEMORY (bytes), FAKE_CUDA_DRIVER (13000), and FAKE_CUDA_FAIL, the
-// name of a function that fails with FAKE_CUDA_ERROR.
+// Environment: FAKE_CUDA_DEVICES, FAKE_CUDA_MEMORY (bytes), FAKE_CUDA_DRIVER (13000), FAKE_CUDA_SEED of the
+// order in which streams come, and FAKE_CUDA_FAIL, the name of a function that fails with FAKE_CUDA_ERROR.
 #include <cuda.h>
 #include <elf.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <map>
 #include <string>
 #include <string_view>
 
-#include "tests/fake_cuda/fake_stream.h"
+#include "tests/fake_cuda/fake_scheduler.h"
 
 #define FAKE extern "C" [[gnu::visibility("default")]]
 
 namespace {
 
-std::string log_text;
-std::map<CUdeviceptr, size_t> allocated;
+// Never destroyed: streams may work by themselves until the process ends.
+std::string& log_text = *new std::string;
+std::map<CUdeviceptr, size_t>& allocated = *new std::map<CUdeviceptr, size_t>;
 thread_local CUcontext current = nullptr;
 int contexts = 0;
 
@@ -41,13 +43,13 @@ CUresult begin(const char* function) {
 CUresult begin_in_context(const char* function) {
   return current == nullptr ? CUDA_ERROR_INVALID_CONTEXT : begin(function);
 }
-#define BEGIN(start) \
-  if (const CUresult failure = start(__func__); failure != CUDA_SUCCESS) return failure
-
-FakeStream& stream_of(CUstream stream) {
-  return *reinterpret_cast<FakeStream*>(stream);
+// What waits or allocates: not in a thread that captures.
+CUresult begin_outside_capture(const char* function) {
+  return fake_thread_captures() ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : begin_in_context(function);
 }
-FakeStream* only_stream = nullptr;
+#define BEGIN(start)                        \
+  const std::lock_guard lock(fake_mutex()); \
+  if (const CUresult failure = start(__func__); failure != CUDA_SUCCESS) return failure
 
 size_t memory_bytes() {
   return number("FAKE_CUDA_MEMORY", size_t{1} << 30);
@@ -65,11 +67,21 @@ struct FakeModule {
 }  // namespace
 
 void fake_log(const std::string& line) {
+  const std::lock_guard lock(fake_mutex());
   log_text += line + "\n";
+}
+
+CUresult fake_begin_in_context(const char* function) {
+  return begin_in_context(function);
+}
+
+int fake_current_device() {
+  return static_cast<int>(reinterpret_cast<uintptr_t>(current)) - 1;
 }
 
 // What has been called since the last time.
 FAKE const char* fake_cuda_log() {
+  const std::lock_guard lock(fake_mutex());
   static std::string given;
   given = std::move(log_text);
   log_text.clear();
@@ -143,7 +155,7 @@ FAKE CUresult cuMemGetInfo(size_t* free, size_t* total) {
   return CUDA_SUCCESS;
 }
 FAKE CUresult cuMemAlloc(CUdeviceptr* address, size_t bytes) {
-  BEGIN(begin_in_context);
+  BEGIN(begin_outside_capture);
   if (bytes > memory_bytes() - used_bytes()) return CUDA_ERROR_OUT_OF_MEMORY;
   void* memory = aligned_alloc(256, (bytes + 255) / 256 * 256);
   memset(memory, 0xcd, bytes);
@@ -152,20 +164,33 @@ FAKE CUresult cuMemAlloc(CUdeviceptr* address, size_t bytes) {
   return CUDA_SUCCESS;
 }
 FAKE CUresult cuMemFree(CUdeviceptr address) {
-  BEGIN(begin_in_context);
-  if (only_stream != nullptr) only_stream->finish();
+  fake_finish_device();
+  BEGIN(begin_outside_capture);
   if (allocated.erase(address) == 0) return CUDA_ERROR_INVALID_VALUE;
   free(reinterpret_cast<void*>(address));
   return CUDA_SUCCESS;
 }
-FAKE CUresult cuMemsetD8Async(CUdeviceptr address, unsigned char value, size_t bytes, CUstream stream) {
-  BEGIN(begin_in_context);
-  stream_of(stream).queued.push_back([=] { memset(reinterpret_cast<void*>(address), value, bytes); });
+FAKE CUresult cuMemHostAlloc(void** address, size_t bytes, unsigned) {
+  BEGIN(begin_outside_capture);
+  *address = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+  memset(*address, 0xcd, bytes);
   return CUDA_SUCCESS;
 }
-static CUresult queue_copy(void* to, const void* from, size_t bytes, CUstream stream) {
-  stream_of(stream).queued.push_back([=] { memcpy(to, from, bytes); });
+FAKE CUresult cuMemFreeHost(void* address) {
+  BEGIN(begin_outside_capture);
+  free(address);
   return CUDA_SUCCESS;
+}
+static CUresult queue(CUstream stream, std::function<void()> work) {
+  fake_queue(reinterpret_cast<FakeStream*>(stream), {std::move(work)});
+  return CUDA_SUCCESS;
+}
+FAKE CUresult cuMemsetD8Async(CUdeviceptr address, unsigned char value, size_t bytes, CUstream stream) {
+  BEGIN(begin_in_context);
+  return queue(stream, [=] { memset(reinterpret_cast<void*>(address), value, bytes); });
+}
+static CUresult queue_copy(void* to, const void* from, size_t bytes, CUstream stream) {
+  return queue(stream, [=] { memcpy(to, from, bytes); });
 }
 FAKE CUresult cuMemcpyHtoDAsync(CUdeviceptr to, const void* from, size_t bytes, CUstream stream) {
   BEGIN(begin_in_context);
@@ -185,62 +210,11 @@ FAKE CUresult cuMemcpy2DAsync(const CUDA_MEMCPY2D* copy, CUstream stream) {
   if (copy->srcMemoryType != CU_MEMORYTYPE_DEVICE || copy->dstMemoryType != CU_MEMORYTYPE_DEVICE ||
       copy->srcPitch < copy->WidthInBytes || copy->dstPitch < copy->WidthInBytes)
     return CUDA_ERROR_INVALID_VALUE;
-  stream_of(stream).queued.push_back([copy = *copy] {
+  return queue(stream, [copy = *copy] {
     for (size_t row = 0; row < copy.Height; ++row)
       memcpy(reinterpret_cast<std::byte*>(copy.dstDevice) + row * copy.dstPitch,
              reinterpret_cast<const std::byte*>(copy.srcDevice) + row * copy.srcPitch, copy.WidthInBytes);
   });
-  return CUDA_SUCCESS;
-}
-
-FAKE CUresult cuStreamCreate(CUstream* stream, unsigned) {
-  BEGIN(begin_in_context);
-  only_stream = new FakeStream;
-  *stream = reinterpret_cast<CUstream>(only_stream);
-  return CUDA_SUCCESS;
-}
-FAKE CUresult cuStreamDestroy(CUstream stream) {
-  if (only_stream == &stream_of(stream)) only_stream = nullptr;
-  delete &stream_of(stream);
-  return CUDA_SUCCESS;
-}
-FAKE CUresult cuStreamSynchronize(CUstream stream) {
-  BEGIN(begin_in_context);
-  stream_of(stream).finish();
-  return CUDA_SUCCESS;
-}
-
-// An event is the stream's time when it was passed.
-struct FakeEvent {
-  FakeStream* stream = nullptr;
-  float milliseconds = 0;
-};
-static FakeEvent& event_of(CUevent event) {
-  return *reinterpret_cast<FakeEvent*>(event);
-}
-FAKE CUresult cuEventCreate(CUevent* event, unsigned) {
-  *event = reinterpret_cast<CUevent>(new FakeEvent);
-  return CUDA_SUCCESS;
-}
-FAKE CUresult cuEventDestroy(CUevent event) {
-  delete &event_of(event);
-  return CUDA_SUCCESS;
-}
-FAKE CUresult cuEventRecord(CUevent event, CUstream stream) {
-  BEGIN(begin_in_context);
-  FakeEvent* const passed = &event_of(event);
-  passed->stream = &stream_of(stream);
-  passed->stream->queued.push_back([passed] { passed->milliseconds = passed->stream->milliseconds; });
-  return CUDA_SUCCESS;
-}
-FAKE CUresult cuEventSynchronize(CUevent event) {
-  event_of(event).stream->finish();
-  return CUDA_SUCCESS;
-}
-#undef cuEventElapsedTime
-FAKE CUresult cuEventElapsedTime(float* milliseconds, CUevent start, CUevent end) {
-  *milliseconds = event_of(end).milliseconds - event_of(start).milliseconds;
-  return CUDA_SUCCESS;
 }
 
 FAKE CUresult cuModuleLoadData(CUmodule* module, const void* image) {
@@ -288,16 +262,17 @@ FAKE CUresult cuLaunchKernel(CUfunction function, unsigned blocks, unsigned, uns
   const auto asked = shared_bytes().find(symbol);
   if (shared > (asked != shared_bytes().end() ? static_cast<unsigned>(asked->second) : kSharedUnasked))
     return CUDA_ERROR_INVALID_VALUE;
-  fake_log("launch " + symbol + " " + std::to_string(blocks) + " x " + std::to_string(threads) +
-           (shared > 0 ? ", " + std::to_string(shared) + " bytes" : ""));
+  if (symbol != "count_0")
+    fake_log("launch " + symbol + " " + std::to_string(blocks) + " x " + std::to_string(threads) +
+             (shared > 0 ? ", " + std::to_string(shared) + " bytes" : ""));
   // Parameters are copied now, as by the real one.
   float* const first = *static_cast<float* const*>(parameters[0]);
   const size_t count = size_t{blocks} * threads;
-  stream_of(stream).queued.push_back([=] {
+  return queue(stream, [=] {
+    if (symbol == "count_0") ++*reinterpret_cast<uint32_t*>(first);
     for (size_t i = 0; i < count; ++i) {
       if (symbol == "add_one_0") first[i] += 1;
       if (symbol == "double_0") first[i] *= 2;
     }
   });
-  return CUDA_SUCCESS;
 }

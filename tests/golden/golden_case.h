@@ -56,8 +56,8 @@ class GoldenRun {
     return arguments;
   }
 
-  // `kumi train` of all steps: what its log tells of each. The trained weights are in exported().
-  std::vector<nlohmann::json> train(const std::vector<std::string>& more_settings) const {
+  // Of `kumi train` of all steps.
+  std::vector<std::string> train_arguments(const std::vector<std::string>& more_settings) const {
     std::vector<std::string> arguments = {"train", std::string(KUMI_SOURCE_DIR) + "/models/replay.txtpb",
                                           "--model", model().string()};
     const auto add = [&](const std::vector<std::string>& more) {
@@ -71,7 +71,12 @@ class GoldenRun {
     add({"--log", (folder_ / "log.jsonl").string()});
     add({"--export", exported().string()});
     add(more_settings);
-    const CommandResult result = run_kumi(arguments);
+    return arguments;
+  }
+
+  // Runs it: what its log tells of each step. The trained weights are in exported().
+  std::vector<nlohmann::json> train(const std::vector<std::string>& more_settings) const {
+    const CommandResult result = run_kumi(train_arguments(more_settings));
     EXPECT_EQ(result.status, 0) << result.description();
     return result.status == 0 ? read_steps(folder_ / "log.jsonl") : std::vector<nlohmann::json>();
   }

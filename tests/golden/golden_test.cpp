@@ -14,6 +14,7 @@
 
 #include "runtime/atomic_file.h"
 #include "tests/golden/golden_case.h"
+#include "tests/support/environment_variable.h"
 #include "tests/support/gpu.h"
 #include "tests/support/json_lines.h"
 #include "tests/support/run_command.h"
@@ -123,6 +124,34 @@ TEST_P(Golden, TrainingOnTheEmulatedGpuHasTheSameLossesAndWeights) {
 TEST_P(Golden, TrainingOnTheGpuHasTheSameLossesAndWeights) {
   if (!why_no_gpu().empty()) GTEST_SKIP() << why_no_gpu();
   train_and_compare({"--set", "device=cuda"});
+}
+
+// The same kernels and products in the same order, launched by one call or one by one.
+TEST_P(Golden, LaunchesAsAGraphOnTheGpuGiveTheSameBits) {
+  if (!why_no_gpu().empty()) GTEST_SKIP() << why_no_gpu();
+  std::string weights[2];
+  std::vector<nlohmann::json> steps[2];
+  for (const int graphs : {0, 1}) {
+    EnvironmentVariable variable("KUMI_CUDA_GRAPHS", std::to_string(graphs));
+    steps[graphs] = train({"--set", "device=cuda"});
+    weights[graphs] = read_file(case_.exported());
+  }
+  EXPECT_TRUE(weights[0] == weights[1]);
+  ASSERT_EQ(steps[0].size(), steps[1].size());
+  for (size_t i = 0; i < steps[0].size(); ++i) {
+    EXPECT_EQ(steps[0][i].at("loss"), steps[1][i].at("loss")) << i;
+    EXPECT_EQ(steps[0][i].at("grad_norm"), steps[1][i].at("grad_norm")) << i;
+  }
+}
+
+// Ranks as threads, each with a GPU, by NCCL.
+TEST_P(Golden, RanksOnTheGpuFollowTheGoldenRun) {
+  if (!why_no_gpu().empty()) GTEST_SKIP() << why_no_gpu();
+  if (!why_no_second_gpu().empty()) GTEST_SKIP() << why_no_second_gpu();
+  for (const char* sharding : {"ddp", "zero2", "zero3"}) {
+    SCOPED_TRACE(sharding);
+    train_and_compare({"--set", "device=cuda", "--ranks", "2", "--set", std::string("sharding=") + sharding});
+  }
 }
 
 // Products in bf16. The logits are rounded to it, by up to 2^-8 of their size, and what leads to them is as

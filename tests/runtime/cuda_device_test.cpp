@@ -80,6 +80,84 @@ TEST_F(CudaDeviceTest, MemoryIsZeroAndCopiesAreComplete) {
   EXPECT_EQ(used_bytes(), 0u);
 }
 
+TEST_F(CudaDeviceTest, CopiesToTheGpuAreNotWaitedFor) {
+  open();
+  constexpr size_t kBytes = size_t{20} << 20;  // more than what is pinned at once
+  auto* memory = static_cast<unsigned char*>(device_->allocate(kBytes));
+  std::vector<unsigned char> host(kBytes, 1), back(kBytes);
+  device_->copy_from_host(memory, host.data(), 1000);
+  EXPECT_EQ(memory[0], 0);  // the fake's memory is the host's
+  for (unsigned char value = 2; value < 5; ++value) {
+    std::fill(host.begin(), host.end(), value);
+    device_->copy_from_host(memory, host.data(), kBytes);
+  }
+  std::fill(host.begin(), host.end(), 0);
+  device_->copy_to_host(back.data(), memory, kBytes);
+  EXPECT_EQ(back, std::vector<unsigned char>(kBytes, 4));
+  device_->free(memory);
+}
+
+TEST_F(CudaDeviceTest, MomentsAreTheGpusOwn) {
+  EnvironmentVariable search("KUMI_MATMUL_SEARCH", "0");
+  open();
+  const MatmulCall call = dense_matmul(1, 8, 16, 24);
+  auto product = device_->matmul(call);  // 2 ms by the fake's clock
+  void* const memory = device_->allocate(4 * 24 * 16);
+  void* buffers[] = {memory, memory, memory};
+  const std::unique_ptr<Moments> moments = device_->moments();
+  EXPECT_TRUE(moments->take().empty());
+  for (int round = 0; round < 2; ++round) {
+    moments->mark();
+    product->run(buffers);
+    moments->mark();
+    product->run(buffers);
+    product->run(buffers);
+    moments->mark();
+    const std::vector<int64_t> found = moments->take();
+    ASSERT_EQ(found.size(), 3u);
+    EXPECT_EQ(found[1] - found[0], 2000000);
+    EXPECT_EQ(found[2] - found[1], 4000000);
+  }
+  device_->free(memory);
+}
+
+TEST_F(CudaDeviceTest, ACaptureRunsNothingAndRunsAgain) {
+  open();
+  auto kernel = std::move(device_->compile({two_phases()}, nullptr).front());
+  void* memory = device_->allocate(192 * sizeof(float));
+  const auto first = [&] {
+    float value = 0;
+    device_->copy_to_host(&value, memory, sizeof value);
+    return value;
+  };
+  kernel->run(&memory);
+  EXPECT_EQ(first(), 2);
+  log();
+  auto twice = device_->capture([&] {
+    kernel->run(&memory);
+    kernel->run(&memory);
+  });
+  ASSERT_NE(twice, nullptr);
+  EXPECT_EQ(first(), 2);
+  twice->run(nullptr);
+  EXPECT_EQ(first(), 14);  // ((2 + 1) 2 + 1) 2
+  twice->run(nullptr);
+  EXPECT_EQ(first(), 62);
+  EXPECT_TRUE(log().ends_with("graph of 4\ngraph\ngraph\n"));
+  // What cannot be in a graph is an error, after which all goes on.
+  const std::string message = message_of([&] { device_->capture([&] { device_->synchronize(); }); });
+  EXPECT_NE(message.find("putting launches together in a graph"), std::string::npos) << message;
+  EXPECT_NE(message.find("KUMI_CUDA_GRAPHS=0"), std::string::npos) << message;
+  kernel->run(&memory);
+  EXPECT_EQ(first(), 126);
+  twice.reset();
+  device_->free(memory);
+
+  EnvironmentVariable off("KUMI_CUDA_GRAPHS", "0");
+  open();
+  EXPECT_EQ(device_->capture([] {}), nullptr);
+}
+
 TEST_F(CudaDeviceTest, KernelsRunPhaseByPhaseWithTheirBuffers) {
   open();
   CompileStatistics statistics;

@@ -10,7 +10,10 @@
 
 #include "graph/error.h"
 #include "runtime/device.h"
+#include "runtime/local_transport.h"
+#include "runtime/steady_clock.h"
 #include "tests/support/attention_run.h"
+#include "tests/support/collective_cases.h"
 #include "tests/support/cuda_matmul.h"
 #include "tests/support/environment_variable.h"
 #include "tests/support/gpu.h"
@@ -122,6 +125,59 @@ KUMI_KERNEL(row_maximum_1, 2, 128) {
   for (void* buffer : buffers) device_->free(buffer);
 }
 
+TEST_F(GpuDeviceTest, ACaptureRunsNothingAndRunsAgain) {
+  Kernel kernel;
+  kernel.name = "count_up";
+  kernel.buffers = 1;
+  kernel.source =
+      "KUMI_KERNEL(count_up_0, 1, 1) { *(int*)buffers.data[0] = *(int*)buffers.data[0] * 2 + 1; }\n";
+  kernel.phases.emplace_back("count_up_0", 1, 1);
+  kernel.phases[0].blocks = kernel.phases[0].threads = 1;
+  auto callable = std::move(device_->compile({kernel}, nullptr).front());
+  void* memory = device_->allocate(sizeof(int));
+  const auto value = [&] {
+    int found = 0;
+    device_->copy_to_host(&found, memory, sizeof found);
+    return found;
+  };
+  callable->run(&memory);
+  auto twice = device_->capture([&] {
+    callable->run(&memory);
+    callable->run(&memory);
+  });
+  ASSERT_NE(twice, nullptr);
+  EXPECT_EQ(value(), 1);
+  twice->run(nullptr);
+  twice->run(nullptr);
+  EXPECT_EQ(value(), 31);
+  EXPECT_THROW(device_->capture([&] { device_->synchronize(); }), Error);
+  callable->run(&memory);
+  EXPECT_EQ(value(), 63);
+  device_->free(memory);
+}
+
+TEST_F(GpuDeviceTest, MomentsComeOneAfterTheOther) {
+  const MatmulCall call = testing::dense_matmul(1, 512, 512, 512);
+  auto product = device_->matmul(call);
+  void* memory = device_->allocate(512 * 512 * sizeof(float));
+  void* buffers[] = {memory, memory, memory};
+  const std::unique_ptr<Moments> moments = device_->moments();
+  const int64_t before = steady_nanoseconds();
+  for (int i = 0; i < 5; ++i) {
+    moments->mark();
+    product->run(buffers);
+  }
+  moments->mark();
+  const std::vector<int64_t> found = moments->take();
+  const int64_t after = steady_nanoseconds();
+  ASSERT_EQ(found.size(), 6u);
+  constexpr int64_t kResolution = 100000;  // of the two clocks beside each other
+  EXPECT_GE(found.front(), before - kResolution);
+  EXPECT_LE(found.back(), after + kResolution);
+  for (size_t i = 1; i < found.size(); ++i) EXPECT_LT(found[i - 1], found[i]);
+  device_->free(memory);
+}
+
 TEST_F(GpuDeviceTest, MatrixProductsMatchDoublePrecision) {
   std::vector<testing::MatmulCase> cases = testing::cublas_matmul_cases();
   cases.push_back({"large", testing::dense_matmul(1, 256, 384, 512, false, true)});
@@ -187,6 +243,61 @@ TEST_F(GpuDeviceTest, AttentionMatchesDoublePrecision) {
     RecordProperty(concat("device_", by), device_->description());
   }
 }
+
+// ------------------------------------------------------------------------------ collectives
+
+// Ranks as threads, each with a GPU; skipped where there are not as many.
+class GpuCollectives : public ::testing::TestWithParam<std::pair<int, int>> {};
+
+TEST_P(GpuCollectives, GiveWhatTheySay) {
+  if (!testing::why_no_gpu().empty()) GTEST_SKIP() << testing::why_no_gpu();
+  const Mesh mesh{GetParam().first, GetParam().second};
+  const testing::Communicators hosts = make_local_communicators(mesh);
+  try {
+    (void)open_device("cuda")->communicator(*hosts[0]);
+  } catch (const Error& error) {
+    GTEST_SKIP() << error.what();
+  }
+  constexpr uint32_t kSeed = 7;
+  const std::vector<testing::CollectiveCase> cases = testing::random_cases(mesh, kSeed);
+  testing::on_ranks(hosts, [&](Communicator& communicator) {
+    DeviceOptions options;
+    options.sharers = static_cast<int>(mesh.ranks());
+    options.index = static_cast<int>(communicator.rank());
+    const std::unique_ptr<Device> gpu = open_device("cuda", options);
+    const std::unique_ptr<Communicator> gpus = gpu->communicator(communicator);
+    testing::run_and_check(*gpus, *gpu, cases, /*in_order=*/false);
+    testing::check_traffic(*gpus, cases);
+
+    // In a graph, which is launched again.
+    constexpr int64_t kElements = 1000;
+    const CollectiveCall call{
+        CollectiveCall::kAllReduce, MeshGroup::kWorld, mesh.ranks(), {{DType::F32, kElements}}};
+    const std::unique_ptr<Collective> sum = gpus->prepare(call, "sum");
+    std::vector<float> values(kElements, 1);
+    void* const memory = gpu->allocate(kElements * sizeof(float));
+    void* buffers[] = {memory, memory};
+    gpu->copy_from_host(memory, values.data(), kElements * sizeof(float));
+    const auto run = [&] {
+      sum->start(buffers);
+      sum->wait();
+    };
+    run();
+    const std::unique_ptr<Callable> graph = gpu->capture(run);
+    ASSERT_NE(graph, nullptr);
+    for (int i = 0; i < 3; ++i) graph->run(nullptr);
+    gpu->copy_to_host(values.data(), memory, kElements * sizeof(float));
+    EXPECT_EQ(values, std::vector<float>(kElements, static_cast<float>(std::pow(mesh.ranks(), 4))));
+    gpu->free(memory);
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(GpuMeshes, GpuCollectives,
+                         ::testing::Values(std::pair(1, 1), std::pair(1, 2), std::pair(2, 2),
+                                           std::pair(2, 4)),
+                         [](const auto& info) {
+                           return std::to_string(info.param.first) + "x" + std::to_string(info.param.second);
+                         });
 
 }  // namespace
 }  // namespace kumi
