@@ -6,26 +6,17 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
-#include <functional>
 #include <memory>
 #include <string>
 
 #include "graph/error.h"
 #include "runtime/device.h"
 #include "runtime/open_cuda_compiler.h"
+#include "tests/support/device_test.h"
 #include "tests/support/environment_variable.h"
 #include "tests/support/temporary_folder.h"
 
 namespace kumi::testing {
-
-inline std::string message_of(const std::function<void()>& function) {
-  try {
-    function();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "(no error)";
-}
 
 // Every test has an empty kernel cache of its own.
 class FakeCudaTest : public ::testing::Test {
