@@ -14,8 +14,8 @@ namespace kumi {
 inline constexpr char kCudaPrelude[] = R"prelude(
 #define KUMI_INLINE static __device__ __forceinline__
 
-#define KUMI_INFINITY __uint_as_float(0x7f800000u)
-#define KUMI_INFINITY_F64 __longlong_as_double(0x7ff0000000000000ll)
+#define KUMI_INFINITY __builtin_bit_cast(float, 0x7f800000u)  // a constant, also for tables
+#define KUMI_INFINITY_F64 __builtin_bit_cast(double, 0x7ff0000000000000ull)
 #define KUMI_NAN __uint_as_float(0x7fc00000u)
 #define KUMI_NAN_F64 __longlong_as_double(0x7ff8000000000000ll)
 

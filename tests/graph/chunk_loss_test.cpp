@@ -105,9 +105,10 @@ INSTANTIATE_TEST_SUITE_P(Models, LossByParts, ::testing::ValuesIn(language_model
   return info.param.file.substr(0, info.param.file.find('.'));
 });
 
+// PLaMo-13B with few of its layers, which are quicker to plan.
 TEST(LossByPartsOfPlamo13B, TakesLogitsOutOfTheArena) {
   constexpr int64_t kTokens = 4096, kClasses = 50432, kHidden = 5120, kOfFour = 4;
-  const ExampleModel model = {"plamo.kumi", {}, {{"batch", 1}, {"seq", kTokens}}};
+  const ExampleModel model = {"plamo.kumi", {{"layers", "3"}}, {{"batch", 1}, {"seq", kTokens}}};
   for (const auto& [precision, accumulation] :
        {std::pair(Precision::kF32, 1), std::pair(Precision::kBF16, 1), std::pair(Precision::kBF16, 4)}) {
     PlanOptions options = training(model, 0);

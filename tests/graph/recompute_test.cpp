@@ -94,7 +94,7 @@ int64_t limit_of(const ExampleModel& model, double share, int64_t accumulation =
 
 TEST(Recompute, ChangesNothingWithoutNeed) {
   const ExampleModel model = deep_model();
-  const Module before = run_pipeline(source(model), train_options(model), "precision");
+  const Module before = run_pipeline(source(model), train_options(model), "chunk_loss");
   const PlannedMemory memory = planned_memory(planned(model));
   EXPECT_TRUE(recompute(before, train_options(model)) == before);
   EXPECT_TRUE(recompute(before, train_options(model, memory.total())) == before);
@@ -123,7 +123,7 @@ TEST(Recompute, FitsIntoTheLimit) {
 TEST(Recompute, BeginsWithWhatCostsLeast) {
   // Wide enough that a product is dear for the bytes that it gives.
   const ExampleModel model = deep_model(256);
-  const Module before = run_pipeline(source(model), train_options(model), "precision");
+  const Module before = run_pipeline(source(model), train_options(model), "chunk_loss");
   const SplitGraph split = split_at_backward(before, *before.find_graph("gradient"));
   const Module all = planned(model);
   std::vector<Drop> cheap = order_of_dropping(split, *all.find_graph("gradient"));
