@@ -182,7 +182,7 @@ bool lower_tensor_attention_grad(KernelLowering& lowering, const AttentionShape&
          {"attention_keys_gradient",
           {q.name, keys.name, values.name, lse.name, dy.name, (adds_parts ? dk_scratch : dk).name,
            (adds_parts ? dv_scratch : dv).name, dk_scratch.name},
-          bytes_of_rows(2 * kOwnKeys + 4 * kOtherQueries, shape.head_dim)});
+          bytes_of_rows(2 * kOwnKeys + 4 * kOtherQueries, shape.head_dim) + 4 * kOtherQueries * 4});
   k.grid(shape.batch * shape.heads * ceil_div(shape.seq, kOwnQueries), kThreads, work(shape, 3),
          {"attention_queries_gradient",
           {q.name, keys.name, values.name, lse.name, dy.name, dq.name, dk_scratch.name},

@@ -47,7 +47,8 @@ KUMI_INLINE void load_tile(kumi_shared tile, const kumi_bf16* head, int first) {
     if (kRows * kChunks % kThreads != 0 && i >= kRows * kChunks) break;
     const int row = i / kChunks, chunk = i % kChunks;
     const bool is_there = kSeq % kRows == 0 || first + row < kSeq;
-    kumi_copy(tile + place(row, chunk), head + position_at<Strides>(is_there ? first + row : 0) + chunk * 8, is_there);
+    const kumi_bf16* const from = head + position_at<Strides>(is_there ? first + row : 0) + chunk * 8;
+    kumi_copy<16>(tile + place(row, chunk), from, is_there);
   }
 }
 
@@ -252,10 +253,11 @@ inline constexpr char kAttentionKeysGradient[] = R"text(
 KUMI_INLINE void attention_keys_gradient(kumi_shared shared, const kumi_bf16* q, const kumi_bf16* k, const kumi_bf16* v,
                                          const float* lse, const kumi_bf16* dy, key_sum* dk, key_sum* dv,
                                          const float* delta) {
-  constexpr int kTileBytes = kOtherQueries * kRowBytes;
+  constexpr int kTileBytes = kOtherQueries * kRowBytes, kRowsBytes = kOtherQueries * 4;
+  constexpr int kBufferBytes = 2 * kTileBytes + 2 * kRowsBytes;
   const kumi_shared k_tile = shared;
   const kumi_shared v_tile = k_tile + kOwnKeys * kRowBytes;
-  const kumi_shared others = v_tile + kOwnKeys * kRowBytes;  // q, dy, q, dy
+  const kumi_shared others = v_tile + kOwnKeys * kRowBytes;  // q, dy, lse, delta, and again
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   constexpr int kParts = kHeads / kKvHeads / kHeadsOfPart;
   constexpr int kSharers = kBatch * kKvHeads * kParts;
@@ -266,6 +268,13 @@ KUMI_INLINE void attention_keys_gradient(kumi_shared shared, const kumi_bf16* q,
   const int first_query = kCausal ? first / kOtherQueries * kOtherQueries : 0;
   const auto load_queries = [&](kumi_shared tile, int i, int query) {
     const int head = query_head_of(kv_head, part * kHeadsOfPart + i);
+    if (threadIdx.x < 2 * kOtherQueries) {
+      const int at = query + threadIdx.x % kOtherQueries;
+      const bool is_there = kSeq % kOtherQueries == 0 || at < kSeq;
+      const float* const of_rows = (threadIdx.x < kOtherQueries ? lse : delta + kDeltaBegin);
+      const long row = (batch * kHeads + head) * (long)kSeq + (is_there ? at : 0);
+      kumi_copy<4>(tile + 2 * kTileBytes + threadIdx.x * 4, of_rows + row, is_there);
+    }
     load_tile<q_strides, kOtherQueries>(tile, q + head_at<q_strides>(batch, head), query);
     load_tile<dy_strides, kOtherQueries>(tile + kTileBytes, dy + head_at<dy_strides>(batch, head), query);
   };
@@ -288,22 +297,12 @@ KUMI_INLINE void attention_keys_gradient(kumi_shared shared, const kumi_bf16* q,
       next_query = first_query;
       ++next_i;
     }
-    const long row_of_lse = (batch * kHeads + query_head_of(kv_head, part * kHeadsOfPart + i)) * (long)kSeq;
-    float normalizer[kOtherQueries / 8][2], product[kOtherQueries / 8][2];
-    KUMI_UNROLL
-    for (int n = 0; n < kOtherQueries / 8; ++n)
-      KUMI_UNROLL
-      for (int j = 0; j < 2; ++j) {
-        const int column = query + n * 8 + lane % 4 * 2 + j;
-        normalizer[n][j] = column < kSeq ? lse[row_of_lse + column] : KUMI_INFINITY;
-        product[n][j] = column < kSeq ? delta[kDeltaBegin + row_of_lse + column] : 0.0f;
-      }
     kumi_wait_for_copies<0>();
     __syncthreads();  // the tile is there, and nobody reads the last one any more
-    if (next_i < kHeadsOfPart) load_queries(others + (buffer ^ 1) * 2 * kTileBytes, next_i, next_query);
+    if (next_i < kHeadsOfPart) load_queries(others + (buffer ^ 1) * kBufferBytes, next_i, next_query);
     kumi_commit_copies();
     if (own >= kSeq || (kCausal && query + kOtherQueries <= own)) continue;
-    const kumi_shared q_tile = others + buffer * 2 * kTileBytes;
+    const kumi_shared q_tile = others + buffer * kBufferBytes;
     const kumi_shared dy_tile = q_tile + kTileBytes;
     float s[kOtherQueries / 8][4], ds[kOtherQueries / 8][4];
     clear(s);
@@ -328,14 +327,19 @@ KUMI_INLINE void attention_keys_gradient(kumi_shared shared, const kumi_bf16* q,
     }
     const bool masks = kCausal && query < own + 15;
     KUMI_UNROLL
-    for (int n = 0; n < kOtherQueries / 8; ++n)
+    for (int n = 0; n < kOtherQueries / 8; ++n) {
+      // Queries that are not there have zeros: rows of zeros are what they add.
+      float normalizer[2], product[2];
+      kumi_load_pair(normalizer, dy_tile + kTileBytes + (n * 8 + lane % 4 * 2) * 4);
+      kumi_load_pair(product, dy_tile + kTileBytes + kRowsBytes + (n * 8 + lane % 4 * 2) * 4);
       KUMI_UNROLL
       for (int j = 0; j < 4; ++j) {
         const int row = own + lane / 4 + j / 2 * 8, column = query + n * 8 + lane % 4 * 2 + j % 2;
-        s[n][j] = kumi_fast_exp2(fmaf(s[n][j], kScale * kLog2E, normalizer[n][j % 2] * -kLog2E));
+        s[n][j] = kumi_fast_exp2(fmaf(s[n][j], kScale * kLog2E, normalizer[j % 2] * -kLog2E));
         if (masks && row > column) s[n][j] = 0.0f;
-        ds[n][j] = s[n][j] * (ds[n][j] - product[n][j % 2]);
+        ds[n][j] = s[n][j] * (ds[n][j] - product[j % 2]);
       }
+    }
     unsigned operand[kOtherQueries / 16][4];
     KUMI_UNROLL
     for (int j = 0; j < kOtherQueries / 16; ++j) as_operand(operand[j], s[2 * j], s[2 * j + 1]);

@@ -266,18 +266,26 @@ KUMI_INLINE void kumi_load_transposed_matrices(unsigned (&matrix)[4], kumi_share
                : "r"(row)
                : "memory");
 }
+// Two numbers at a multiple of 8 bytes.
+KUMI_INLINE void kumi_load_pair(float (&pair)[2], kumi_shared from) {
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(pair[0]), "=f"(pair[1]) : "r"(from) : "memory");
+}
 
-// ---- Copies of 16 bytes from global to shared memory that go on while the thread does. Those of a thread up to a
+// ---- Copies of 4 or 16 bytes from global to shared memory that go on while the thread does. Those of a thread up to a
 // kumi_commit_copies() are a group; after kumi_wait_for_copies<n>() all but the last n groups are done. Other
 // threads see them after a barrier. From compute capability 8.0 on.
 
 // Zeros where there is nothing: then `from` is an address that could be read, but is not.
+template <int kBytes>
 KUMI_INLINE void kumi_copy(kumi_shared to, const void* from, bool is_there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-               :
-               : "r"(to), "l"(__cvta_generic_to_global(from)),
+  if constexpr (kBytes == 16)  // past the first cache
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(__cvta_generic_to_global(from)),
                  "r"(is_there ? 16 : 0)
-               : "memory");
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(__cvta_generic_to_global(from)),
+                 "n"(kBytes), "r"(is_there ? kBytes : 0)
+                 : "memory");
 }
 KUMI_INLINE void kumi_commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kGroups>

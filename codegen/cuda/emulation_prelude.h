@@ -278,6 +278,10 @@ static __noinline__ void kumi_load_transposed_matrices(unsigned (&matrix)[4], ku
     matrix[i] = elements[1] << 16 | elements[0];
   }
 }
+static inline void kumi_load_pair(float (&pair)[2], kumi_shared from) {
+  const float2* const both = (const float2*)from;
+  pair[0] = both->x, pair[1] = both->y;
+}
 
 // ---- Copies that go on while a thread does (cuda_prelude.h). Every other one is done at once, as early as a GPU may
 // do it, and the rest when the thread waits for it: so that what is read too early, or written over too early, is
@@ -286,8 +290,7 @@ static __noinline__ void kumi_load_transposed_matrices(unsigned (&matrix)[4], ku
 struct kumi_emulated_copy {
   kumi_shared to;
   const void* from;
-  bool is_there;
-  int group;
+  int bytes, group;
 };
 // In shared memory, so that each block begins anew; what is filled with ones counts from there downwards.
 struct kumi_emulated_copies {
@@ -295,14 +298,19 @@ struct kumi_emulated_copies {
   int count, groups;
 };
 static kumi_emulated_copies kumi_copies[256] __attribute__((section("kumi_shared")));
-static inline void kumi_do_copy(kumi_shared to, const void* from, bool is_there) {
-  *(uint4*)to = is_there ? *(const uint4*)from : make_uint4(0, 0, 0, 0);
+// Of 4 or 16 bytes; zeros for -4 and -16.
+static inline void kumi_do_copy(kumi_shared to, const void* from, int bytes) {
+  if (bytes == 16 || bytes == -16)
+    *(uint4*)to = bytes > 0 ? *(const uint4*)from : make_uint4(0, 0, 0, 0);
+  else
+    *(unsigned*)to = bytes > 0 ? *(const unsigned*)from : 0;
 }
+template <int kBytes>
 static inline void kumi_copy(kumi_shared to, const void* from, bool is_there) {
   kumi_emulated_copies& own = kumi_copies[threadIdx.x];
-  const int count = ~own.count;
-  if (to / 16 % 2 == 0 || count == 32) return kumi_do_copy(to, from, is_there);
-  own.waiting[count] = {to, from, is_there, ~own.groups};
+  const int count = ~own.count, bytes = is_there ? kBytes : -kBytes;
+  if (to / kBytes % 2 == 0 || count == 32) return kumi_do_copy(to, from, bytes);
+  own.waiting[count] = {to, from, bytes, ~own.groups};
   own.count = ~(count + 1);
 }
 static inline void kumi_commit_copies() { --kumi_copies[threadIdx.x].groups; }
@@ -314,7 +322,7 @@ static inline void kumi_wait_for_copies() {
   for (int i = 0; i < count; ++i) {
     const kumi_emulated_copy copy = own.waiting[i];
     if (copy.group < ~own.groups - kGroups)
-      kumi_do_copy(copy.to, copy.from, copy.is_there);
+      kumi_do_copy(copy.to, copy.from, copy.bytes);
     else
       own.waiting[left++] = copy;
   }

@@ -370,7 +370,7 @@ KUMI_KERNEL(f, 2, 64) {
   const int i = threadIdx.x;
   const float* x = (const float*)buffers.data[0];
   for (int turn = 0; turn < 2; ++turn) {
-    kumi_copy(shared + turn * 1024 + i * 16, x + turn * 256 + i * 4, turn * 64 + i < 100);
+    kumi_copy<16>(shared + turn * 1024 + i * 16, x + turn * 256 + i * 4, turn * 64 + i < 100);
     kumi_commit_copies();
   }
   for (int turn = 0; turn < 4; ++turn) {
@@ -380,7 +380,7 @@ KUMI_KERNEL(f, 2, 64) {
       ((float*)buffers.data[1])[turn * 256 + j * 64 + i] = ((const float*)shared_memory)[turn % 2 * 256 + j * 64 + i];
     __syncthreads();  // read
     if (turn < 2)
-      kumi_copy(shared + turn * 1024 + i * 16, x + (turn + 2) * 256 + i * 4, (turn + 2) * 64 + i < 200);
+      kumi_copy<16>(shared + turn * 1024 + i * 16, x + (turn + 2) * 256 + i * 4, (turn + 2) * 64 + i < 200);
     kumi_commit_copies();
   }
 }
