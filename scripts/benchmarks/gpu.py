@@ -251,19 +251,23 @@ def sanitize(gpu):
 
 
 def train(gpu):
-    """Runs take turns with and without CUDA graphs, and with the peer."""
-    samples = {"kumi": [], "without graphs": [], "peer": []}
+    """Runs take turns: as it is, without CUDA graphs, with attention's gradient by cuDNN, which is not the same bits
+    each time (nor is the peer's), and the peer."""
+    samples = {"kumi": [], "without graphs": [], "cudnn gradients": [], "peer": []}
     for _ in range(gpu.options.runs):
         profile = gpu.profile("training", MEDIUM)
         samples["kumi"].append(profile["tokens_per_second"])
         plain = gpu.profile("training_plain", MEDIUM, environment={"KUMI_CUDA_GRAPHS": "0"})
         samples["without graphs"].append(plain["tokens_per_second"])
+        by_cudnn = gpu.profile("training_cudnn", MEDIUM, environment={"KUMI_CUDNN": "all"})
+        samples["cudnn gradients"].append(by_cudnn["tokens_per_second"])
         if gpu.options.peer:
             samples["peer"].append(run_peer(gpu, "train_plamo.py", MEDIUM)["tokens_per_second"])
     gpu.profiles["training"] = profile
     kernels = profile["seconds"] / profile["steps"]
     step, plain_step = statistics.median(profile["step_seconds"]), statistics.median(plain["step_seconds"])
     result = {"device": profile["device"], "model": profile["model"], "tokens_per_second": spread(samples["kumi"]),
+              "tokens_per_second_with_cudnn_gradients": spread(samples["cudnn gradients"]),
               "utilization": ratio_to_peak(gpu, profile), "memory": profile["memory"], "compile": profile["compile"],
               "launch_overhead": {"kernel_seconds": kernels, "step_seconds": step, "step_over_kernels": step / kernels,
                                   "step_seconds_without_graphs": plain_step}}
@@ -271,10 +275,12 @@ def train(gpu):
     print(f"training   {spread_text(result['tokens_per_second'])} tokens/s; {utilization_text(result['utilization'])}")
     print(f"launches   a step takes {step / kernels:.3f} of its kernels, {plain_step / kernels:.3f} without CUDA graphs")
     if samples["peer"]:
-        ratios = spread([a / b for a, b in zip(samples["kumi"], samples["peer"])])
-        result.update(peer_tokens_per_second=spread(samples["peer"]), ratio=ratios)
+        ratios = {name: spread([a / b for a, b in zip(samples[name], samples["peer"])])
+                  for name in ("kumi", "cudnn gradients")}
+        result.update(peer_tokens_per_second=spread(samples["peer"]), ratios=ratios)
         print(f"peer       {spread_text(result['peer_tokens_per_second'])} tokens/s; "
-              f"kumi is {spread_text(ratios, 2)} times as fast")
+              f"kumi is {spread_text(ratios['kumi'], 2)} times as fast, "
+              f"{spread_text(ratios['cudnn gradients'], 2)} with cuDNN's gradients")
     return result
 
 
