@@ -356,6 +356,7 @@ TEST_F(CudaCollectives, ABrokenConnectionIsAnErrorOfTheCollective) {
   on_gpus(make_local_communicators({1, 2}), [&](Device& gpu, Communicator& hosts) {
     const std::unique_ptr<Communicator> gpus = gpu.communicator(hosts);
     EXPECT_EQ(message_of_sum(gpu, *gpus), "(no error)");
+    hosts.barrier();  // the connection breaks with the second sum, which no rank is to begin before
     const std::string message = message_of_sum(gpu, *gpus);
     EXPECT_EQ(
         message.find("NCCL cannot carry out sums over the group world: remote error (the connection of a "
