@@ -16,8 +16,8 @@
 #include <cstring>
 #include <limits>
 #include <map>
-#include <mutex>
 #include <memory>
+#include <mutex>
 #include <set>
 #include <string>
 #include <string_view>
