@@ -23,8 +23,9 @@ template <int kCount>
 struct kumi_buffers {
   void* data[kCount];
 };
-#ifdef KUMI_MANY_REGISTERS
-#define KUMI_LAUNCH_BOUNDS(threads) __launch_bounds__(threads, (threads) < 512 ? 512 / (threads) : 1)
+#ifdef KUMI_RESIDENT_THREADS  // of a multiprocessor, at least
+#define KUMI_LAUNCH_BOUNDS(threads) \
+  __launch_bounds__(threads, (threads) < KUMI_RESIDENT_THREADS ? KUMI_RESIDENT_THREADS / (threads) : 1)
 #else
 #define KUMI_LAUNCH_BOUNDS(threads) __launch_bounds__(threads)
 #endif

@@ -141,9 +141,10 @@ class NvrtcCompiler : public CudaCompiler {
     if (!binary) {
       binary = compile_source(kernel, architecture, {});
       // The assembler prefers many threads at a time to registers that suffice: 512 threads may have 128
-      // each.
-      if (spilled_bytes(*binary) > 0) {
-        CudaBinary other = compile_source(kernel, architecture, {"-DKUMI_MANY_REGISTERS"});
+      // each, 256 all that a thread can have.
+      for (const char* fewer : {"-DKUMI_RESIDENT_THREADS=512", "-DKUMI_RESIDENT_THREADS=256"}) {
+        if (spilled_bytes(*binary) == 0) break;
+        CudaBinary other = compile_source(kernel, architecture, {fewer});
         if (spilled_bytes(other) < spilled_bytes(*binary)) binary = std::move(other);
       }
       cache_.store(key, to_payload(*binary));
