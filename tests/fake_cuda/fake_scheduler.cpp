@@ -66,6 +66,8 @@ namespace {
 
 // Never destroyed, since streams may work by themselves until the process ends.
 std::map<int, Device>& devices = *new std::map<int, Device>;
+// Long enough for a host that only launches not to be overtaken.
+constexpr std::chrono::milliseconds kIdle(100);
 Clock::time_point last_wait;
 bool works_by_itself = false;
 thread_local bool captures = false;
@@ -195,7 +197,7 @@ void fake_work_by_itself() {
     while (true) {
       std::this_thread::sleep_for(std::chrono::milliseconds(2));
       const std::lock_guard lock(fake_mutex());
-      if (Clock::now() - last_wait < std::chrono::milliseconds(5)) continue;
+      if (Clock::now() - last_wait < kIdle) continue;
       for (auto& [number, device] : devices) advance(device);
     }
   }).detach();
