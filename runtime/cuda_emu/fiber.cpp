@@ -38,7 +38,10 @@ void FiberPool::switch_fibers(Fiber* from, Fiber* to) {
 }
 
 FiberPool::~FiberPool() {
-  for (void* slab : slabs_) munmap(slab, kStacksOfSlab * kStrideBytes);
+  for (void* slab : slabs_) {
+    ASAN_UNPOISON_MEMORY_REGION(slab, kStacksOfSlab * kStrideBytes);  // what is mapped here next is no stack
+    munmap(slab, kStacksOfSlab * kStrideBytes);
+  }
 }
 
 void FiberPool::restart(Fiber& fiber) {
