@@ -72,7 +72,12 @@ class CudaDevice : public Device {
 
   void* allocate(size_t bytes) override {
     void* const memory = context_->allocate(bytes);
-    context_->synchronize();
+    try {
+      context_->synchronize();
+    } catch (const Error&) {
+      context_->free(memory);
+      throw;
+    }
     return memory;
   }
   void free(void* memory) override { context_->free(memory); }

@@ -88,6 +88,7 @@ FAKE const char* fake_cuda_log() {
   return given.c_str();
 }
 FAKE size_t fake_cuda_used_bytes() {
+  const std::lock_guard lock(fake_mutex());
   return used_bytes();
 }
 FAKE int fake_cuda_contexts() {
@@ -141,6 +142,7 @@ FAKE CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) {
   return CUDA_SUCCESS;
 }
 FAKE CUresult cuDevicePrimaryCtxRelease(CUdevice) {
+  const std::lock_guard lock(fake_mutex());
   --contexts;
   return CUDA_SUCCESS;
 }
@@ -150,6 +152,7 @@ FAKE CUresult cuCtxSetCurrent(CUcontext context) {
 }
 
 FAKE CUresult cuMemGetInfo(size_t* free, size_t* total) {
+  const std::lock_guard lock(fake_mutex());
   *total = memory_bytes();
   *free = *total - used_bytes();
   return CUDA_SUCCESS;

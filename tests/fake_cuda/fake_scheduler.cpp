@@ -40,6 +40,7 @@ struct Capture {
 struct Device {
   std::vector<FakeStream*> streams;
   float milliseconds = 0;
+  Clock::time_point last_wait;  // of the host
 };
 
 // An event is what the stream had done when it was recorded.
@@ -67,8 +68,7 @@ namespace {
 // Never destroyed, since streams may work by themselves until the process ends.
 std::map<int, Device>& devices = *new std::map<int, Device>;
 // Long enough for a host that only launches not to be overtaken.
-constexpr std::chrono::milliseconds kIdle(100);
-Clock::time_point last_wait;
+constexpr std::chrono::milliseconds kIdle(20);
 bool works_by_itself = false;
 thread_local bool captures = false;
 
@@ -110,7 +110,7 @@ void work_until(int device, const Condition& condition) {
   while (true) {
     {
       const std::lock_guard lock(fake_mutex());
-      last_wait = Clock::now();
+      devices[device].last_wait = Clock::now();
       while (!condition() && advance(devices[device])) {
       }
       if (condition()) return;
@@ -197,8 +197,10 @@ void fake_work_by_itself() {
     while (true) {
       std::this_thread::sleep_for(std::chrono::milliseconds(2));
       const std::lock_guard lock(fake_mutex());
-      if (Clock::now() - last_wait < kIdle) continue;
-      for (auto& [number, device] : devices) advance(device);
+      for (auto& [number, device] : devices)
+        if (Clock::now() - device.last_wait > kIdle)
+          while (advance(device)) {
+          }
     }
   }).detach();
 }
