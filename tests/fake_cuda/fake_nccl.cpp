@@ -67,6 +67,8 @@ struct ncclComm {
 namespace {
 
 std::map<std::string, std::shared_ptr<Clique>>& cliques = *new std::map<std::string, std::shared_ptr<Clique>>;
+// All of them, kept until the process ends, since streams may still know those that have been destroyed.
+std::vector<ncclComm_t>& comms = *new std::vector<ncclComm_t>;
 uint64_t ids = 0;
 std::string& last_error = *new std::string;
 
@@ -199,7 +201,7 @@ FAKE ncclResult_t ncclCommInitRankConfig(ncclComm_t* made, int ranks, ncclUnique
   if (clique == nullptr) clique = std::make_shared<Clique>();
   clique->ranks = ranks;
   if (rank < 0 || rank >= ranks || !clique->present.insert(rank).second) return ncclInvalidArgument;
-  *made = new ncclComm;
+  *made = comms.emplace_back(new ncclComm);
   (*made)->clique = clique;
   (*made)->rank = rank;
   fake_work_by_itself();
@@ -228,7 +230,7 @@ FAKE ncclResult_t ncclCommFinalize(ncclComm_t comm) {
 }
 FAKE ncclResult_t ncclCommDestroy(ncclComm_t) {
   fake_log("disconnect");
-  return ncclSuccess;  // streams may still know it
+  return ncclSuccess;
 }
 FAKE ncclResult_t ncclCommAbort(ncclComm_t comm) {
   const std::lock_guard lock(fake_mutex());
