@@ -163,7 +163,9 @@ bool lower_tensor_attention_grad(KernelLowering& lowering, const AttentionShape&
   text.constant("int", "kOtherQueries", kOtherQueries);
   text.constant("int", "kOwnQueries", kOwnQueries);
   text.constant("int", "kOtherKeys", kOtherKeys);
-  text.constant("int", "kKeysAtOnce", kKeysAtOnce);
+  // What is beyond the end of a sequence takes registers, too.
+  const bool has_rest = shape.seq % kOtherKeys != 0;
+  text.constant("int", "kKeysAtOnce", has_rest && shape.head_dim > 96 ? kKeysAtOnce / 2 : kKeysAtOnce);
   text.constant("int", "kHeadsOfPart", shape.group() / parts);
   text.constant("long", "kDeltaBegin", delta_begin);
   text.strides("q_strides", lowering.operand_layout(0));
