@@ -5,7 +5,6 @@
 // positions are sorted by id first, and each row of the table is written once, by the threads that add up all
 // of it.
 #include <algorithm>
-#include <numeric>
 
 #include "codegen/kernel_lowering.h"
 #include "graph/op.h"
@@ -106,42 +105,18 @@ void add_sorted(KernelBuilder& k, const Buffer& dy, const Buffer& table, const P
   });
 }
 
-// By counting, on one thread; `begin` serves as the place of each row's next position meanwhile.
-void count_positions(KernelBuilder& k, const Buffer& ids, const Positions& p, int64_t tokens, int64_t rows) {
-  k.serial([&] {
-    k.loop(0, rows, LoopKind::kVector, [&](Expr row) { k.store(p.count, row, Expr(0)); });
-    k.loop(0, tokens, LoopKind::kSerial, [&](Expr token) {
-      const Expr id = k.let("id", cast(DType::I64, ids[token]));
-      k.store(p.count, id, cast(DType::I64, p.count[id]) + Expr(1));
-    });
-    const Local place = k.local("place", DType::I64, Expr(0));
-    k.loop(0, rows, LoopKind::kSerial, [&](Expr row) {
-      k.store(p.begin, row, select(p.count[row] > cast(DType::I32, Expr(0)), place.value(), Expr(0)));
-      k.assign(place, place.value() + cast(DType::I64, p.count[row]));
-    });
-    k.loop(0, tokens, LoopKind::kSerial, [&](Expr token) {
-      const Expr id = k.let("id", cast(DType::I64, ids[token]));
-      const Expr next = k.let("next", cast(DType::I64, p.begin[id]));
-      k.store(p.order, next, token);
-      k.store(p.begin, id, next + Expr(1));
-    });
-    k.loop(0, rows, LoopKind::kVector, [&](Expr row) { k.store(p.begin, row, p.begin[row] - p.count[row]); });
-  });
-}
-
 void lower_embedding_grad(KernelLowering& lowering) {
   KernelBuilder& k = lowering.builder();
   int64_t rows = lowering.result_shape(0)[0], columns = lowering.result_shape(0)[1];
   int64_t tokens = element_count(lowering.operand_type(0).shape).number();
   Buffer ids = lowering.operand_buffer(0), dy = lowering.operand_buffer(1), table = lowering.result_buffer(0);
-  const Positions positions = {lowering.result_buffer(1), lowering.result_buffer(2),
-                               lowering.result_buffer(3)};
   if (lowering.is_simt()) {
+    const Positions positions = {lowering.result_buffer(1), lowering.result_buffer(2),
+                                 lowering.result_buffer(3)};
     sort_positions(k, ids, positions, tokens, rows);
     add_sorted(k, dy, table, positions, tokens, rows, columns);
     return;
   }
-  count_positions(k, ids, positions, tokens, rows);
   int64_t blocks = (columns + kColumnBlock - 1) / kColumnBlock;
   k.parallel(blocks, (rows + 2 * tokens) * columns, [&](Expr block) {
     Expr begin = k.let("first_column", block * kColumnBlock);
@@ -174,16 +149,6 @@ void reference_embedding_grad(const ReferenceContext& context) {
   for (int64_t i = 0; i < ids.size(); ++i)
     for (int64_t c = 0; c < columns; ++c)
       context.result().data[static_cast<int64_t>(ids.data[i]) * columns + c] += dy.data[i * columns + c];
-  std::vector<double>& order = context.result(1).data;
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](double a, double b) {
-    return ids.data[static_cast<size_t>(a)] < ids.data[static_cast<size_t>(b)];
-  });
-  for (size_t place = order.size(); place-- > 0;) {
-    const auto id = static_cast<size_t>(ids.data[static_cast<size_t>(order[place])]);
-    context.result(2).data[id] = static_cast<double>(place);
-    context.result(3).data[id] += 1;
-  }
 }
 
 }  // namespace
@@ -210,11 +175,11 @@ void register_embedding_ops() {
   register_op({
       .name = "embedding_grad",
       .family = "embedding",
-      .doc =
-          "The gradient of embedding with respect to the table: zeros[rows, columns], and for every "
-          "position, in "
-          "order, table[ids[...], h] += dy[..., h]. Adds in the element type of dy. Also what it sorts: the "
-          "positions by id, and of every row of the table which are its own.",
+      .doc = "The gradient of embedding with respect to the table: zeros[rows, columns], and for every "
+             "position, in "
+             "order, table[ids[...], h] += dy[..., h]. Adds in the element type of dy. All results but the "
+             "first "
+             "are for the kernel alone, which may sort the positions by id there.",
       .operands = {{"ids", "i32[...], each in [0, rows)"},
                    {"dy", "[..., columns], gradient of embedding's result"}},
       .attributes = {{"rows", AttributeKind::kInt, "rows of the table", std::nullopt, {}}},
