@@ -57,6 +57,17 @@ struct Traffic {
   int64_t bytes = 0;
 };
 
+// One more run of the call, in which this rank sends `bytes`.
+inline void count_traffic(const CollectiveCall& call, int64_t bytes, std::vector<Traffic>* traffic) {
+  for (Traffic& entry : *traffic)
+    if (entry.kind == call.kind && entry.group == call.group) {
+      entry.collectives += 1;
+      entry.bytes += bytes;
+      return;
+    }
+  traffic->push_back({call.kind, call.group, 1, bytes});
+}
+
 // A collective that devices carry out by themselves, for a communicator that watches it. Asked on that
 // communicator's thread.
 class DeviceCollective {

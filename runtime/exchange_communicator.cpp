@@ -115,13 +115,7 @@ class ExchangeCommunicator : public Communicator {
 
   void count(const CollectiveCall& call, int64_t bytes) {
     const std::lock_guard lock(mutex_);
-    for (Traffic& entry : traffic_)
-      if (entry.kind == call.kind && entry.group == call.group) {
-        entry.collectives += 1;
-        entry.bytes += bytes;
-        return;
-      }
-    traffic_.push_back({call.kind, call.group, 1, bytes});
+    count_traffic(call, bytes, &traffic_);
   }
 
  private:

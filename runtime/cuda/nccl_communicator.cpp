@@ -215,7 +215,7 @@ class NcclCommunicator : public Communicator {
   }
 
   const std::shared_ptr<CudaContext>& context() const { return context_; }
-  const CudaKernel& count() const { return *count_; }
+  const CudaKernel& count_kernel() const { return *count_; }
   const NcclLibrary& library() const { return *library_; }
   const std::shared_ptr<Groups>& groups() const { return groups_; }
 
@@ -242,15 +242,7 @@ class NcclCommunicator : public Communicator {
     context_->on_each_run([&tail, stream] { tail.record(stream); });
   }
 
-  void count_traffic(const CollectiveCall& call, int64_t bytes) {
-    for (Traffic& entry : traffic_)
-      if (entry.kind == call.kind && entry.group == call.group) {
-        entry.collectives += 1;
-        entry.bytes += bytes;
-        return;
-      }
-    traffic_.push_back({call.kind, call.group, 1, bytes});
-  }
+  void count(const CollectiveCall& call, int64_t bytes) { count_traffic(call, bytes, &traffic_); }
 
  private:
   void connect_all();
@@ -294,7 +286,7 @@ class NcclCollective : public Collective {
     if (context_->is_capturing() && context_->join_at_end(stream_)) communicator_.come_after_others(stream_);
     void* const begun = progress_->begun();
     void* const done = progress_->done();
-    communicator_.count().launch(&begun, stream_);
+    communicator_.count_kernel().launch(&begun, stream_);
     begin_.record(stream_);
     try {
       group.run([&](ncclComm_t comm) { call(group, comm, buffers); });
@@ -304,7 +296,7 @@ class NcclCollective : public Collective {
       throw;
     }
     end_.record(stream_);
-    communicator_.count().launch(&done, stream_);
+    communicator_.count_kernel().launch(&done, stream_);
   }
 
   void wait() override {
@@ -323,7 +315,7 @@ class NcclCollective : public Collective {
   void count_run(NcclGroup& group) {
     communicator_.groups()->check();
     ++runs_;
-    communicator_.count_traffic(call_, bytes_);
+    communicator_.count(call_, bytes_);
     communicator_.watch(what_, communicator_.others(call_.group),
                         std::make_unique<WatchedRun>(communicator_.groups(), group, progress_, runs_));
   }
