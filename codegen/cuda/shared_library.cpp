@@ -65,6 +65,10 @@ fs::path path_of(void* handle) {
 
 }  // namespace
 
+std::string dotted_version(size_t packed) {
+  return concat(packed / 10000, ".", packed / 100 % 100, ".", packed % 100);
+}
+
 SharedLibrary::SharedLibrary(const LibrarySearch& search) : search_(search) {
   // Why one that is there cannot be opened.
   std::string reason;

@@ -20,6 +20,9 @@
 
 namespace kumi {
 
+// As cuBLASLt, cuDNN and NCCL pack it: "9.19.0" of 91900.
+std::string dotted_version(size_t packed);
+
 struct LibrarySearch {
   std::string subject;               // what needs it: "the device 'cuda'"
   std::string library;               // what it is: "NVRTC, CUDA's run-time compiler"

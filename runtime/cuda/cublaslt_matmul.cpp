@@ -185,8 +185,7 @@ CublasLt::~CublasLt() {
 }
 
 std::string CublasLt::version() const {
-  const size_t version = functions_.cublasLtGetVersion();
-  return concat("cuBLASLt ", version / 10000, ".", version / 100 % 100, ".", version % 100);
+  return "cuBLASLt " + dotted_version(functions_.cublasLtGetVersion());
 }
 
 void CublasLt::fail(cublasStatus_t status, const std::string& what) const {

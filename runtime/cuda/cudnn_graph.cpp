@@ -15,10 +15,6 @@ bool is_known_to_be_wrong(size_t version) {
   return version == 91000 || version == 91001;
 }
 
-std::string version_text(size_t version) {
-  return concat(version / 10000, ".", version / 100 % 100, ".", version % 100);
-}
-
 }  // namespace
 
 // ---- The library.
@@ -34,7 +30,7 @@ CudnnLibrary::CudnnLibrary(int newest_cuda)
       version_(functions_.cudnnGetVersion()) {
   if (version_ < kOldestVersion || is_known_to_be_wrong(version_))
     throw Error(
-        concat("cuDNN ", version_text(version_), " is ",
+        concat("cuDNN ", dotted_version(version_), " is ",
                version_ < kOldestVersion ? "too old for attention" : "known to compute attention wrongly"))
         .expected("9.6 or later, but for 9.10.0 and 9.10.1");
   const size_t cuda = functions_.cudnnGetCudartVersion() / 1000;
@@ -44,7 +40,7 @@ CudnnLibrary::CudnnLibrary(int newest_cuda)
 }
 
 std::string CudnnLibrary::name() const {
-  return "cuDNN " + version_text(version_);
+  return "cuDNN " + dotted_version(version_);
 }
 
 void CudnnLibrary::fail(cudnnStatus_t status, const std::string& what) const {

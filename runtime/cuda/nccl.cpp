@@ -6,10 +6,6 @@ namespace {
 constexpr int kOldestNccl = 21800;  // 2.18, of CUDA 12: one that need not block
 constexpr char kHint[] = "NCCL_DEBUG=INFO in the environment has NCCL say more";
 
-std::string version_text(int version) {
-  return concat(version / 10000, ".", version / 100 % 100, ".", version % 100);
-}
-
 }  // namespace
 
 NcclLibrary::NcclLibrary()
@@ -22,8 +18,8 @@ NcclLibrary::NcclLibrary()
   int version = 0;
   check(functions_.ncclGetVersion(&version), "tell its version");
   if (version < kOldestNccl)
-    throw Error(concat("training on several GPUs needs NCCL ", version_text(kOldestNccl), " or later; ",
-                       library_.path().string(), " is ", version_text(version)));
+    throw Error(concat("training on several GPUs needs NCCL ", dotted_version(kOldestNccl), " or later; ",
+                       library_.path().string(), " is ", dotted_version(static_cast<size_t>(version))));
 }
 
 void NcclLibrary::fail(ncclResult_t result, const std::string& what) const {
