@@ -24,6 +24,8 @@ import tempfile
 import threading
 from pathlib import Path
 
+from cpu import speed_text, spread
+
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "release"
 KUMI = BUILD / "kumi"
@@ -35,7 +37,7 @@ PLAMO_13B = COMMON + ["model.hidden=5120", "model.layers=40", "model.heads=40", 
                       "data.batch_size=1", "quantize.weights=nf4"]
 # What vendors state of dense products in bf16, FLOP/s.
 PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "GH200": 989e12, "A100": 312e12, "B200": 2250e12}
-# What the kernels compute, by their names: the first that fits. Which of the peer's expressions is the same.
+# What the kernels compute, by their names: the first that fits. The peer's expressions begin with these words.
 KINDS = [
     ("attention", r"^attention(_grad)?$"),
     ("cross-entropy", r"cross_entropy"),
@@ -168,6 +170,7 @@ class Gpu:
         self.options, self.folder = options, folder
         self.driver = Driver()
         self.profiles = {}
+        self.problems = []  # what the status tells at the end
         self.copy = None
 
     def profile(self, name, settings, more=(), environment=None):
@@ -272,15 +275,15 @@ def train(gpu):
               "launch_overhead": {"kernel_seconds": kernels, "step_seconds": step, "step_over_kernels": step / kernels,
                                   "step_seconds_without_graphs": plain_step}}
     print(f"device     {profile['device']}\nmodel      {profile['model']}")
-    print(f"training   {spread_text(result['tokens_per_second'])} tokens/s; {utilization_text(result['utilization'])}")
+    print(f"training   {speed_text(result['tokens_per_second'])} tokens/s; {utilization_text(result['utilization'])}")
     print(f"launches   a step takes {step / kernels:.3f} of its kernels, {plain_step / kernels:.3f} without CUDA graphs")
     if samples["peer"]:
         ratios = {name: spread([a / b for a, b in zip(samples[name], samples["peer"])])
                   for name in ("kumi", "cudnn gradients")}
         result.update(peer_tokens_per_second=spread(samples["peer"]), ratios=ratios)
-        print(f"peer       {spread_text(result['peer_tokens_per_second'])} tokens/s; "
-              f"kumi is {spread_text(ratios['kumi'], 2)} times as fast, "
-              f"{spread_text(ratios['cudnn gradients'], 2)} with cuDNN's gradients")
+        print(f"peer       {speed_text(result['peer_tokens_per_second'])} tokens/s; "
+              f"kumi is {speed_text(ratios['kumi'], 2)} times as fast, "
+              f"{speed_text(ratios['cudnn gradients'], 2)} with cuDNN's gradients")
     return result
 
 
@@ -363,14 +366,6 @@ def run_peer(gpu, script, settings, more=()):
 SECTIONS = {"tests": test_gpu, "training": train, "plamo-13b": plamo_13b, "kernels": kernels}
 
 
-def spread(numbers):
-    return {"median": statistics.median(numbers), "lowest": min(numbers), "highest": max(numbers), "runs": numbers}
-
-
-def spread_text(numbers, digits=0):
-    return f"{numbers['median']:,.{digits}f} ({numbers['lowest']:,.{digits}f} to {numbers['highest']:,.{digits}f})"
-
-
 def why_no_gpu():
     try:
         Driver()
@@ -389,7 +384,6 @@ def main(options):
     result = {}
     with tempfile.TemporaryDirectory(prefix="kumi-bench-") as folder:
         gpu = Gpu(options, Path(folder))
-        gpu.problems = []
         result["gpu"] = gpu.driver.name
         print(f"gpu        {gpu.driver.name}", flush=True)
         for name, section in SECTIONS.items():
