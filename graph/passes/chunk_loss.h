@@ -5,9 +5,8 @@
 // parts W_i:
 //
 //   forward     for each part: logits_i = x W_i^T, and cross_entropy_part adds it to what is known of each
-//   row
-//               (largest logit, sum of exponentials, the label's logit), from which cross_entropy_mean makes
-//               the loss
+//               row (largest logit, sum of exponentials, the label's logit), of which cross_entropy_mean
+//               makes the loss
 //   backward    for each part, from the last: logits_i once more, their gradient in the same place,
 //               dx += dlogits_i W_i, dW_i = dlogits_i^T x
 //

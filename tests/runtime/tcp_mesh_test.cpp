@@ -99,6 +99,17 @@ TEST(JobAddress, WhatIsMissingOrDamagedIsNamed) {
 
 class TcpMeshTest : public ::testing::Test {
  protected:
+  // Another program at the port.
+  Socket listening() const {
+    Socket listener(socket(AF_INET, SOCK_STREAM, 0));
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    address.sin_port = htons(static_cast<uint16_t>(port_));
+    EXPECT_EQ(bind(listener.descriptor(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+    EXPECT_EQ(listen(listener.descriptor(), 10), 0);
+    return listener;
+  }
   JobAddress job(int64_t rank, int64_t ranks) const {
     JobAddress job;
     job.address = "127.0.0.1";
@@ -179,13 +190,7 @@ TEST_F(TcpMeshTest, StrangersAreNamedWhenNobodyElseComes) {
 }
 
 TEST_F(TcpMeshTest, AnotherProgramAtTheAddressIsNoRank) {
-  Socket listener(socket(AF_INET, SOCK_STREAM, 0));
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  address.sin_port = htons(static_cast<uint16_t>(port_));
-  ASSERT_EQ(bind(listener.descriptor(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-  ASSERT_EQ(listen(listener.descriptor(), 10), 0);
+  const Socket listener = listening();
   for (const std::string answer : {"HTTP/1.1 400 Bad Request\r\n\r\n", ""}) {
     std::string said;
     std::jthread rank([&] { said = message_of([&] { connect_ranks(job(1, 2), 20); }); });
@@ -218,13 +223,7 @@ TEST_F(TcpMeshTest, RanksThatDoNotAgreeHearSo) {
 }
 
 TEST_F(TcpMeshTest, APortThatIsTakenIsSaid) {
-  Socket other(socket(AF_INET, SOCK_STREAM, 0));
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  address.sin_port = htons(static_cast<uint16_t>(port_));
-  ASSERT_EQ(bind(other.descriptor(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-  ASSERT_EQ(listen(other.descriptor(), 10), 0);
+  const Socket other = listening();
   expect_contains(messages({job(0, 2)}, 20)[0],
                   concat("rank 0 cannot listen at 127.0.0.1:", port_, ": Address already in use"));
 }
